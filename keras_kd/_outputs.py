@@ -1,0 +1,187 @@
+"""What do a model's outputs mean: logits, softmax or sigmoid probabilities? And which belong together?"""
+
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_kd._tunable import at_least_float32
+
+LOGITS, SOFTMAX, SIGMOID = "logits", "softmax", "sigmoid"
+
+# Layers that hand on what they get: shapes change, the meaning of the numbers does not.
+_PASSES_ON = (
+    "ActivityRegularization", "AlphaDropout", "Average", "Cropping1D", "Cropping2D", "Cropping3D", "Dropout", "Flatten",
+    "GaussianDropout", "GlobalAveragePooling1D", "GlobalAveragePooling2D", "GlobalAveragePooling3D", "Identity", "Masking",
+    "RepeatVector", "Reshape", "SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D", "Squeeze", "ExpandDims", "Cast",
+)  # fmt: skip
+
+
+def output_kinds(model: Any) -> list[str | None]:
+    """Finds what each output of `model` holds, in `keras.tree.flatten` order.
+
+    Args:
+        model: a Keras model. Functional and Sequential models are read from their graph.
+
+    Returns:
+        One of `"logits"`, `"softmax"`, `"sigmoid"` or `None` (cannot be known) per output; an empty list for a subclassed
+        model, whose graph is not there to read.
+    """
+    return [_kind_of_tensor(tensor) for tensor in getattr(model, "outputs", None) or []]
+
+
+def _kind_of_tensor(tensor: Any) -> str | None:
+    operation, node_index, tensor_index = tensor._keras_history
+    if isinstance(operation, keras.layers.InputLayer):
+        return None
+    if isinstance(operation, keras.Model):
+        inner = getattr(operation, "outputs", None)
+        return _kind_of_tensor(inner[tensor_index]) if inner else None
+    if isinstance(operation, keras.layers.Wrapper):
+        operation = operation.layer
+    name = type(operation).__name__
+    if name in ("Softmax", "LogSoftmax"):
+        last = getattr(operation, "axis", -1) in (-1, (-1,), [-1], len(tensor.shape) - 1)
+        return (SOFTMAX if name == "Softmax" else LOGITS) if last else None
+    if name == "Sigmoid":
+        return SIGMOID
+    if getattr(operation, "activation", None) is not None:
+        return _kind_of_activation(operation.activation)
+    if not type(operation).__module__.startswith("keras.") or name in ("Lambda", "TorchModuleWrapper", "JaxLayer"):
+        return None  # custom code: anything may come out
+    parents = {_kind_of_tensor(parent) for parent in _parents(operation, node_index)}
+    if name in _PASSES_ON and len(parents) == 1:
+        return parents.pop()
+    return LOGITS if not parents & {SOFTMAX, SIGMOID} else None
+
+
+def _parents(operation: Any, node_index: int) -> list[Any]:
+    nodes = operation._inbound_nodes
+    tensors = nodes[min(node_index, len(nodes) - 1)].input_tensors if nodes else []
+    return [tensor for tensor in tensors if not isinstance(tensor._keras_history.operation, keras.layers.InputLayer)]
+
+
+def _kind_of_activation(activation: Any) -> str | None:
+    name = str(getattr(activation, "__name__", type(activation).__name__)).lower()
+    if name.startswith("softmax"):
+        return SOFTMAX
+    if name == "sigmoid":
+        return SIGMOID
+    return None if name in ("hard_sigmoid", "<lambda>") else LOGITS
+
+
+def as_logits(outputs: Any, kind: str) -> Any:
+    """Turns outputs of a known kind into logits, up to a shift that softmax does not see.
+
+    A softmax or sigmoid layer leaves its input on the tensor that it returns (Keras' own cross-entropies read it too): it is
+    exact where a probability has underflowed to 0. Without it the logits are the logs of the probabilities.
+
+    Args:
+        outputs: tensor of shape `(..., classes)`.
+        kind: `"logits"`, `"softmax"` or `"sigmoid"`.
+
+    Returns:
+        Logits, of the same shape and with the same Keras mask.
+    """
+    if kind == LOGITS:
+        return outputs
+    logits = getattr(outputs, "_keras_logits", None)
+    if logits is None or tuple(logits.shape) != tuple(outputs.shape):
+        p = ops.cast(outputs, at_least_float32(keras.backend.standardize_dtype(outputs.dtype)))
+        tiny = float(np.finfo(keras.backend.standardize_dtype(p.dtype)).tiny)
+        logits = ops.log(ops.maximum(p, tiny))
+        if kind == SIGMOID:
+            logits = logits - ops.log(ops.maximum(1.0 - p, tiny))
+    return _with_mask(logits, getattr(outputs, "_keras_mask", None))
+
+
+def as_probabilities(outputs: Any, kind: str, *, activation: str = SOFTMAX) -> Any:
+    """Turns outputs of a known kind into probabilities of the same shape and mask."""
+    if kind != LOGITS:
+        return outputs
+    probabilities = ops.softmax(outputs) if activation == SOFTMAX else ops.sigmoid(outputs)
+    return _with_mask(probabilities, getattr(outputs, "_keras_mask", None))
+
+
+def _with_mask(tensor: Any, mask: Any) -> Any:
+    if mask is not None:
+        tensor._keras_mask = mask
+    return tensor
+
+
+def map_outputs(function: Any, outputs: Any) -> Any:
+    """Applies `function` to every tensor, and to the logits that a softmax or sigmoid layer left on it."""
+
+    def apply(tensor: Any) -> Any:
+        mapped = function(tensor)
+        if getattr(tensor, "_keras_logits", None) is not None:
+            mapped._keras_logits = function(tensor._keras_logits)
+        return mapped
+
+    return keras.tree.map_structure(apply, outputs)
+
+
+def structure(tree: Any) -> Any:
+    """A readable picture of a nested structure, with `"*"` for each leaf."""
+    return keras.tree.map_structure(lambda _: "*", tree)
+
+
+def flatten_outputs(outputs: Any) -> dict[str, Any]:
+    """Flattens nested outputs into a dict by path: `{"": y}`, `{"0": a, "1": b}`, `{"digit": a, "box/0": b}`."""
+    if not keras.tree.is_nested(outputs):
+        return {"": outputs}
+    return {"/".join(str(part) for part in path): leaf for path, leaf in keras.tree.flatten_with_path(outputs)}
+
+
+def pair(teacher: Any, student: Any) -> dict[str, tuple[Any, Any]]:
+    """Lays the teacher's outputs beside the student's, by path.
+
+    Raises:
+        ValueError: if their structures differ.
+    """
+    teacher_flat, student_flat = flatten_outputs(teacher), flatten_outputs(student)
+    if len(teacher_flat) == len(student_flat) == 1:
+        teacher_flat = dict(zip(student_flat, teacher_flat.values(), strict=True))
+    if set(teacher_flat) != set(student_flat):
+        raise ValueError(
+            "Teacher and student must give the same structure of outputs. "
+            f"Received: teacher {structure(teacher)}, student {structure(student)}."
+        )
+    return {path: (teacher_flat[path], student_flat[path]) for path in student_flat}
+
+
+def packed(paths: list[str], values: list[Any]) -> Any:
+    """Undoes `flatten_outputs` for one output, a list or a dict; deeper nestings stay a dict by path."""
+    if paths == [""]:
+        return values[0]
+    return list(values) if all(path.isdigit() for path in paths) else dict(zip(paths, values, strict=True))
+
+
+def match(targets: Any, paths: list[str], names: list[str] | None = None) -> dict[str, Any]:
+    """Lays targets or sample weights beside outputs; what is not given is None.
+
+    Args:
+        targets: nothing, one tensor, or tensors nested like the outputs, or in a dict by output name.
+        paths: paths of the outputs, as `flatten_outputs` gives them.
+        names: names of the outputs (`model.output_names`), in the order of `paths`.
+
+    Raises:
+        ValueError: if they do not fit.
+    """
+    if targets is None:
+        return dict.fromkeys(paths)
+    flat = flatten_outputs(targets)
+    if names is not None and len(names) == len(paths):
+        by_name = dict(zip(names, paths, strict=True))
+        flat = {by_name.get(key, key) if key not in paths else key: value for key, value in flat.items()}
+    if set(flat) <= set(paths):
+        return {path: flat.get(path) for path in paths}
+    if len(flat) == len(paths):  # the same number in other containers: a list of targets for a dict of outputs
+        return dict(zip(paths, flat.values(), strict=True))
+    raise ValueError(f"The targets do not match the outputs. Targets: {sorted(flat)}. Outputs: {sorted(paths)}.")
+
+
+def shapes_agree(a: Any, b: Any) -> bool:
+    """Whether two shapes can be the same, where None stands for any length."""
+    return len(a) == len(b) and all(None in (x, y) or x == y for x, y in zip(a, b, strict=True))

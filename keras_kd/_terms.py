@@ -1,0 +1,199 @@
+"""How does one distillation loss meet the models' outputs? Picks what it compares, brings it to the right form, gives a scalar."""
+
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from keras_kd import _outputs
+from keras_kd._outputs import LOGITS, SIGMOID, SOFTMAX
+from keras_kd.losses.base import DistillationLoss, check_layer_names, snake_case
+from keras_kd.losses.response import ResponseLoss
+
+# Losses of Keras that compare probabilities: their targets must not be logits.
+_CATEGORICAL = (keras.losses.KLDivergence, keras.losses.CategoricalCrossentropy, keras.losses.CategoricalFocalCrossentropy)
+_BINARY = (keras.losses.BinaryCrossentropy, keras.losses.BinaryFocalCrossentropy)
+
+
+class Term:
+    """One distillation loss and the outputs or layers that it compares.
+
+    Args:
+        loss: a loss of this library, a `keras.losses.Loss`, or a loss of `keras.distillation`.
+        name: its name in the logs.
+    """
+
+    def __init__(self, loss: Any, name: str) -> None:
+        self.loss = loss
+        self.name = name
+        self.teacher_layers = getattr(loss, "teacher_layer_name", None)
+        self.student_layers = getattr(loss, "student_layer_name", None)
+        check_layer_names(self.teacher_layers, self.student_layers)
+        self.teacher_kinds: list[str | None] = []
+        self.student_kinds: list[str | None] = []
+
+    @property
+    def compares_outputs(self) -> bool:
+        """Whether it compares final outputs, rather than layers."""
+        return self.teacher_layers is None
+
+    def check(self, teacher: Any, student: keras.Model) -> None:
+        """Raises a `ValueError` for models whose outputs this loss cannot compare; remembers what the outputs hold.
+
+        Args:
+            teacher: holder of the teacher: see `keras_kd.teachers`.
+            student: the student.
+        """
+        self.teacher_kinds, self.student_kinds = teacher.kinds, _outputs.output_kinds(student)
+        if not self.compares_outputs or teacher.name == "absent":
+            return
+        shapes = [[tuple(t.shape) for t in getattr(model, "outputs", None) or []] for model in (teacher.model, student)]
+        if all(shapes):
+            wrong = len(shapes[0]) != len(shapes[1]) or not all(map(_outputs.shapes_agree, *shapes))
+            if wrong and getattr(self.loss, "output_name", None) is None:
+                raise ValueError(
+                    f"Teacher and student must give outputs of the same shapes for {self.name}. Received: teacher {shapes[0]}, "
+                    f"student {shapes[1]}."
+                )
+        if isinstance(self.loss, ResponseLoss) and self.loss.from_logits is None and self.loss.output_name is None:
+            for kinds, role in ((self.teacher_kinds, "teacher"), (self.student_kinds, "student")):
+                for kind in kinds or [None]:
+                    self._known(kind, role)
+
+    def __call__(self, teacher: Any, student: Any, labels: Any, sample_weight: Any, *, output_names: Any, features: Any) -> Any:
+        """Computes the unweighted, reduced value of the loss.
+
+        Args:
+            teacher: the teacher's outputs, nested as the model gives them.
+            student: the student's.
+            labels: ground truth, or None.
+            sample_weight: weights, or None.
+            output_names: names of the student's outputs, or None.
+            features: `(teacher's, student's)` outputs of layers, by name.
+
+        Returns:
+            A scalar tensor.
+        """
+        if not self.compares_outputs:
+            given, learned = _pick(features[0], self.teacher_layers), _pick(features[1], self.student_layers)
+            return self._compare({"": (given, learned)}, labels, sample_weight, None)
+        return self._compare(_outputs.pair(teacher, student), labels, sample_weight, output_names)
+
+    def _compare(self, pairs: dict[str, tuple[Any, Any]], labels: Any, sample_weight: Any, names: Any) -> Any:
+        if not isinstance(self.loss, keras.losses.Loss):
+            return self._compare_by_keras_distillation(pairs, sample_weight)
+        paths = list(pairs)
+        chosen = self._chosen(paths, names)
+        labels = _outputs.match(labels, paths, names) if getattr(self.loss, "uses_labels", False) else dict.fromkeys(paths)
+        nested = keras.tree.is_nested(sample_weight)
+        weights = _outputs.match(sample_weight, paths, names) if nested else dict.fromkeys(paths, sample_weight)
+        values = []
+        for path in chosen:
+            teacher, student = self._prepare(*pairs[path], self._kinds_at(paths, path))
+            y_true = {"teacher": teacher, "labels": labels[path]} if getattr(self.loss, "uses_labels", False) else teacher
+            values.append(self.loss(y_true, student, weights[path]))
+        return sum(values[1:], values[0])
+
+    def _chosen(self, paths: list[str], names: Any) -> list[str]:
+        wanted = getattr(self.loss, "output_name", None)
+        if wanted is None:
+            return paths
+        if isinstance(wanted, int) and -len(paths) <= wanted < len(paths):
+            return [paths[wanted]]
+        if wanted in paths:
+            return [wanted]
+        if names is not None and wanted in names and len(names) == len(paths):
+            return [paths[list(names).index(wanted)]]
+        raise ValueError(f"No output {wanted!r}. Received: output_name={wanted!r} in {self.name}. Outputs: {names or paths}.")
+
+    def _kinds_at(self, paths: list[str], path: str) -> tuple[str | None, str | None]:
+        index = paths.index(path)
+        teacher, student = (
+            kinds[index] if self.compares_outputs and len(kinds) == len(paths) else None
+            for kinds in (self.teacher_kinds, self.student_kinds)
+        )
+        return teacher, student
+
+    def _prepare(self, teacher: Any, student: Any, kinds: tuple[str | None, str | None]) -> tuple[Any, Any]:
+        """Brings both sides to what the loss takes: logits for ours, probabilities for Keras' probabilistic losses."""
+        loss = self.loss
+        if isinstance(loss, ResponseLoss):
+            if loss.from_logits is None and self.compares_outputs:
+                teacher = _outputs.as_logits(teacher, self._known(kinds[0], "teacher"))
+                student = _outputs.as_logits(student, self._known(kinds[1], "student"))
+        elif isinstance(loss, DistillationLoss):
+            pass
+        elif self.compares_outputs and isinstance(loss, (*_CATEGORICAL, *_BINARY)):
+            activation = SOFTMAX if isinstance(loss, _CATEGORICAL) else SIGMOID
+            if kinds[0] is not None:
+                teacher = _outputs.as_probabilities(teacher, kinds[0], activation=activation)
+            if kinds[1] is not None and not getattr(loss, "from_logits", False):
+                student = _outputs.as_probabilities(student, kinds[1], activation=activation)
+            elif kinds[1] is not None:
+                student = _outputs.as_logits(student, kinds[1])
+        return teacher, student
+
+    def _known(self, kind: str | None, role: str) -> str:
+        activation = self.loss.activation
+        if kind is None:
+            raise ValueError(
+                f"{self.name} cannot find out whether the {role} gives logits or probabilities, since its last layer is not one of "
+                f"Keras' own in a Functional or Sequential model. Pass from_logits=True (logits) or from_logits=False "
+                f"(probabilities) to {type(self.loss).__name__}."
+            )
+        if kind not in (LOGITS, activation):
+            raise ValueError(
+                f'{self.name} compares {activation} distributions; the {role} ends in a {kind}. Use KDLoss(activation="{kind}").'
+            )
+        return kind
+
+    def _compare_by_keras_distillation(self, pairs: dict[str, tuple[Any, Any]], sample_weight: Any) -> Any:
+        """A loss of `keras.distillation` gives a scalar of its own; it knows no sample weights and no replicas."""
+        if sample_weight is not None:
+            warnings.warn(
+                f"{type(self.loss).__name__} of keras.distillation takes no sample weights: they are left out of {self.name}. "
+                "The losses of keras_kd.losses apply them.",
+                stacklevel=2,
+            )
+        paths = list(pairs)
+        teachers, students = [list(side) for side in zip(*pairs.values(), strict=True)]
+        if isinstance(self.loss, keras.distillation.LogitsDistillation):  # it takes its inputs for logits
+            kinds = [self._kinds_at(paths, path) for path in paths]
+            teachers = [_outputs.as_logits(t, kind or LOGITS) for t, (kind, _) in zip(teachers, kinds, strict=True)]
+            students = [_outputs.as_logits(s, kind or LOGITS) for s, (_, kind) in zip(students, kinds, strict=True)]
+        teacher, student = (_outputs.packed(paths, side) for side in (teachers, students))
+        self.loss.validate_outputs(teacher, student)
+        value = self.loss.compute_loss(teacher, student)
+        scaled = all(isinstance(loss, keras.losses.Loss) for loss in keras.tree.flatten(getattr(self.loss, "loss", self.loss)))
+        return value if scaled else value / tf.distribute.get_strategy().num_replicas_in_sync
+
+
+def _pick(features: dict[str, Any], names: Any) -> Any:
+    return features[names] if isinstance(names, str) else [features[name] for name in names]
+
+
+def make_terms(losses: Iterable[Any]) -> list[Term]:
+    """Gives each loss a name of its own: `kd_loss`, `kd_loss_1`."""
+    taken = {"loss", "student_loss", "distillation_loss"}
+    terms = []
+    for loss in losses:
+        base = name = getattr(loss, "name", None) or snake_case(type(loss).__name__)
+        count = 0
+        while name in taken:
+            count += 1
+            name = f"{base}_{count}"
+        taken.add(name)
+        terms.append(Term(loss, name))
+    return terms
+
+
+def warn_about_raw_divergence(loss: Any) -> None:
+    """Says once that the default of `keras.distillation.LogitsDistillation` is no distillation: it has no softmax."""
+    if isinstance(loss, keras.distillation.LogitsDistillation) and getattr(loss.loss, "__name__", "") == "kl_divergence":
+        warnings.warn(
+            'keras.distillation.LogitsDistillation(loss="kl_divergence") compares raw logits, without softmax and without T^2. '
+            f"Use keras_kd.losses.KDLoss(temperature={loss.temperature}), or pass loss=keras.losses.KLDivergence().",
+            stacklevel=3,
+        )

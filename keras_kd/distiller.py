@@ -1,0 +1,444 @@
+"""How does a student learn from a teacher in `model.fit`? The Distiller: a Keras model with its own training step."""
+
+import threading
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from keras_kd import _outputs, _taps, losses
+from keras_kd._terms import Term, make_terms, warn_about_raw_divergence
+from keras_kd._tunable import Tunable, each, fraction, non_negative
+from keras_kd.teachers import AbsentTeacher, FrozenTeacher
+
+_NOT_FINITE = "gave NaN or infinite outputs"
+
+
+@keras.saving.register_keras_serializable(package="keras_kd")
+class Distiller(keras.Model):
+    """Trains a student to follow a teacher, inside ordinary `compile` and `fit`.
+
+    ```
+    loss = student_loss_weight * supervised + (1 - student_loss_weight) * sum_i(weight_i * distillation_i)
+           + the student's regularisers and added losses
+    ```
+
+    As a model the Distiller *is* its student: calling it, `predict` and its weights are the student's, and `distiller.student`
+    stays the plain Keras model that it was. The teacher runs in inference mode outside the gradient tape. It is never changed,
+    not even its `trainable` flags, and its weights go into no file.
+
+    `student_loss_weight`, `distillation_loss_weights` and the losses' temperatures can be assigned at any time, in a callback
+    too: compiled steps follow without a new trace.
+
+    To subclass, override one of three hooks: `teacher_outputs(x)`, `distillation_loss(x, y, student, teacher, sample_weight)`,
+    or `train_step(data)`, which may call `compute_loss`.
+
+    Args:
+        teacher: a trained, built Keras model.
+        student: the model to train, built.
+        distillation_losses: a loss of `keras_kd.losses`, a `keras.losses.Loss`, a loss of `keras.distillation`, a name, or a
+            list of these. None is `KDLoss()`.
+        distillation_loss_weights: one number, not negative, per distillation loss. None is 1 for each.
+        student_loss_weight: share of the supervised loss, in [0, 1].
+        name: name of the model.
+        teacher_preprocessing: callable that turns the student's inputs into the teacher's (other size, scale or dtype).
+        evaluate_teacher: whether validation and `evaluate` run the teacher and log distillation losses. Can be assigned.
+        **kwargs: passed to `keras.Model`.
+
+    Raises:
+        TypeError: if teacher or student is no Keras model, or a loss is no loss.
+        ValueError: if a model is not built, teacher and student are one object, their outputs do not fit the losses, or a weight
+            is out of its range.
+
+    Example:
+
+    >>> teacher = keras.Sequential([keras.Input((4,)), keras.layers.Dense(16, "relu"), keras.layers.Dense(3)])
+    >>> student = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    >>> distiller = keras_kd.Distiller(teacher, student, keras_kd.losses.KDLoss(temperature=2.0))
+    >>> distiller.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    >>> history = distiller.fit(np.ones((8, 4)), np.zeros(8), verbose=0)
+    >>> sorted(history.history)
+    ['distillation_loss', 'loss', 'student_loss']
+
+    Reference:
+        Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network, 2015.
+    """
+
+    student_loss_weight = Tunable(fraction)
+    distillation_loss_weights = Tunable(each(non_negative))
+
+    def __init__(
+        self,
+        teacher: Any,
+        student: keras.Model,
+        distillation_losses: Any = None,
+        distillation_loss_weights: Any = None,
+        student_loss_weight: float = 0.5,
+        name: str = "distiller",
+        *,
+        teacher_preprocessing: Any = None,
+        evaluate_teacher: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        _check_model(student, "student")
+        # The student's policy decides on loss scaling; inputs reach it as they are, since it casts them itself.
+        super().__init__(name=name, dtype=kwargs.pop("dtype", student.dtype_policy), autocast=False, **kwargs)
+        self.student = student
+        self._step = _Step()
+        self.distillation_losses = _as_losses(distillation_losses)
+        self._terms = make_terms(self.distillation_losses)
+        self.distillation_loss_weights = _as_weights(distillation_loss_weights, self.distillation_losses)
+        self.student_loss_weight = student_loss_weight
+        self._evaluate_teacher = bool(evaluate_teacher)
+        self._set_teacher(teacher, teacher_preprocessing)
+        self._make_trackers()
+        self._teacher_is_finite = _Box(keras.Variable(True, dtype="bool", trainable=False))
+        self.built = True
+
+    def _make_trackers(self) -> None:
+        self._student_loss_tracker = keras.metrics.Mean(name="student_loss")
+        self._distillation_loss_tracker = keras.metrics.Mean(name="distillation_loss")
+        several = self._terms if len(self._terms) > 1 else []
+        self._term_trackers = [keras.metrics.Mean(name=term.name) for term in several]
+
+    # The teacher
+
+    @property
+    def teacher(self) -> Any:
+        """The teacher, as it was handed over. Assign another one at any time between two calls of `fit`."""
+        return self._teacher.model
+
+    @teacher.setter
+    def teacher(self, teacher: Any) -> None:
+        self._set_teacher(teacher, self._teacher.preprocessing)
+
+    def _set_teacher(self, teacher: Any, preprocessing: Any) -> None:
+        if not isinstance(teacher, AbsentTeacher):
+            _check_model(teacher, "teacher")
+            if teacher is self.student:
+                raise ValueError(
+                    "The teacher is the student: a model that follows itself learns nothing. Pass a copy, such as "
+                    "keras.models.clone_model(student) with the weights set, or another model."
+                )
+            teacher = FrozenTeacher(teacher, preprocessing)
+        for term in self._terms:
+            term.check(teacher, self.student)
+            _check_layers(term, teacher, self.student)
+        self._teacher = teacher
+        self.supports_jit = teacher.supports_jit
+        self.train_function = self.test_function = None  # compiled steps hold the former teacher
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "teacher":  # past Keras' tracking, which would make it a layer of ours
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def __dir__(self) -> list[str]:
+        # Keras writes to weight files what it finds on `dir(model)`, whether tracked or not.
+        return [name for name in super().__dir__() if name != "teacher"]
+
+    @property
+    def evaluate_teacher(self) -> bool:
+        """Whether validation and `evaluate` run the teacher. Without it they log the student's loss and metrics only."""
+        return self._evaluate_teacher
+
+    @evaluate_teacher.setter
+    def evaluate_teacher(self, value: bool) -> None:
+        if bool(value) != self._evaluate_teacher:
+            self.test_function = None
+        self._evaluate_teacher = bool(value)
+
+    # What subclasses may override
+
+    def teacher_outputs(self, x: Any) -> Any:
+        """Hook: what the teacher says of a batch, nested as the student's outputs.
+
+        It runs outside the gradient tape. Override it to blend, correct or replace the teacher's answers.
+
+        Args:
+            x: the batch's inputs, as `fit` received them.
+
+        Returns:
+            The teacher's outputs in inference mode.
+        """
+        outputs, features = self._teacher(x, _names(term.teacher_layers for term in self._terms))
+        self._step.teacher_features = features
+        return outputs
+
+    def distillation_loss(self, x: Any, y: Any, student: Any, teacher: Any, sample_weight: Any) -> Any:
+        """Hook: the distillation part of the loss, a scalar.
+
+        Args:
+            x: the batch's inputs.
+            y: the labels, or None.
+            student: the student's outputs.
+            teacher: the teacher's outputs.
+            sample_weight: weights, or None.
+
+        Returns:
+            The weighted sum of the distillation losses.
+        """
+        weights = Tunable.tensor(self, "distillation_loss_weights")
+        features = (self._step.teacher_features, self._step.student_features)
+        names = self._student_output_names()
+        values = [term(teacher, student, y, sample_weight, output_names=names, features=features) for term in self._terms]
+        for tracker, value in zip(self._term_trackers, values, strict=False):
+            tracker.update_state(_across_replicas(value), sample_weight=_batch_size(x))
+        return sum(weights[index] * keras.ops.cast(value, weights.dtype) for index, value in enumerate(values))
+
+    def train_step(self, data: Any) -> dict[str, Any]:
+        """Hook: one step of training: teacher, student, gradients of the total loss, metrics.
+
+        Args:
+            data: `x`, `(x,)`, `(x, y)` or `(x, y, sample_weight)`.
+
+        Returns:
+            The logs.
+        """
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        teacher = self._frozen_outputs(x)
+        with tf.GradientTape() as tape:
+            y_pred = self(x, training=True)
+            loss = self.compute_loss(x, y, y_pred, sample_weight, training=True, teacher=teacher)
+            self._loss_tracker.update_state(_across_replicas(loss), sample_weight=_batch_size(x))
+            scaled_loss = self.optimizer.scale_loss(loss)
+        variables = self.trainable_variables
+        self.optimizer.apply_gradients(zip(tape.gradient(scaled_loss, variables), variables, strict=True))
+        return self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
+
+    # The steps
+
+    def call(self, inputs: Any, training: Any = None, **kwargs: Any) -> Any:
+        """Calls the student."""
+        with _taps.record(self.student, _names(term.student_layers for term in self._terms), role="student") as features:
+            outputs = self.student(inputs, training=training, **kwargs)
+        self._step.student_features = features
+        return outputs
+
+    def test_step(self, data: Any) -> dict[str, Any]:
+        """One step of evaluation: as in training, with the student in inference mode and nothing changed.
+
+        Args:
+            data: `x`, `(x,)`, `(x, y)` or `(x, y, sample_weight)`.
+
+        Returns:
+            The logs.
+        """
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        y_pred = self(x, training=False)
+        loss = self.compute_loss(x, y, y_pred, sample_weight, training=False)
+        self._loss_tracker.update_state(_across_replicas(loss), sample_weight=_batch_size(x))
+        logs = self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
+        if not self.evaluate_teacher:
+            unknown = {"distillation_loss", *(tracker.name for tracker in self._term_trackers)}
+            logs = {name: value for name, value in logs.items() if name not in unknown}
+        return logs
+
+    def compute_loss(
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Any = None,
+        training: bool = True,
+        teacher: Any = None,
+    ) -> Any:
+        """Computes the total loss and updates the trackers of its parts.
+
+        Args:
+            x: the batch's inputs.
+            y: the labels, or None for pure distillation.
+            y_pred: the student's outputs: `distiller(x, training=training)`.
+            sample_weight: weights of the samples, for supervised and distillation losses alike.
+            training: whether this is a training step.
+            teacher: the teacher's outputs, if they are already there; None runs the teacher.
+
+        Returns:
+            The total, a scalar tensor. Without a teacher (`evaluate_teacher = False` outside training) the total lacks the
+            distillation losses.
+        """
+        share = Tunable.tensor(self, "student_loss_weight")
+        total = keras.ops.zeros((), dtype=share.dtype)
+        if self._compile_loss is not None:
+            if y is None:
+                raise ValueError(
+                    "compile(loss=...) compares with labels, and there are none. Pass y to fit (or a dataset of (x, y)), or "
+                    "compile with loss=None to learn from the teacher alone."
+                )
+            student_loss = self._compile_loss(y, y_pred, sample_weight)
+            self._student_loss_tracker.update_state(_across_replicas(student_loss), sample_weight=_batch_size(x))
+            total = total + share * keras.ops.cast(student_loss, share.dtype)
+        if training or self.evaluate_teacher:
+            teacher = self._frozen_outputs(x) if teacher is None else teacher
+            distillation_loss = keras.ops.cast(self.distillation_loss(x, y, y_pred, teacher, sample_weight), share.dtype)
+            self._distillation_loss_tracker.update_state(_across_replicas(distillation_loss), sample_weight=_batch_size(x))
+            total = total + (1 - share) * distillation_loss
+        for added in self.losses:
+            total = total + keras.ops.cast(self._aggregate_additional_loss(added), share.dtype)
+        self._step.clear()
+        return total
+
+    def get_metrics_result(self) -> dict[str, Any]:
+        """Returns the metrics by name; `student_loss` only where there is a supervised loss."""
+        results = super().get_metrics_result()
+        if self._compile_loss is None:
+            results.pop("student_loss", None)
+        return results
+
+    def _frozen_outputs(self, x: Any) -> Any:
+        """The teacher's outputs, cut off from any gradient and checked: a NaN would silently ruin the student."""
+        outputs = _outputs.map_outputs(tf.stop_gradient, self.teacher_outputs(x))
+        floats = [t for t in keras.tree.flatten(outputs) if keras.backend.is_float_dtype(t.dtype)]
+        finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(t)) for t in floats])
+        if not self.jit_compile:
+            with tf.control_dependencies([tf.debugging.Assert(finite, [self._not_finite()])]):
+                return _outputs.map_outputs(tf.identity, outputs)
+        # XLA drops assertions: note it for `_naming_the_teacher`, and spare the student meanwhile.
+        known = self._teacher_is_finite.value
+        known.assign(tf.logical_and(tf.convert_to_tensor(known), finite))
+        return _outputs.map_outputs(lambda t: tf.where(tf.math.is_finite(t), t, tf.zeros_like(t)), outputs)
+
+    def _not_finite(self) -> str:
+        return (
+            f'The teacher "{self._teacher.name}" {_NOT_FINITE}, which the student would learn. Check its weights, its '
+            "inputs (teacher_preprocessing=) and, in half precision, their range."
+        )
+
+    def make_train_function(self, force: bool = False) -> None:
+        """Builds the compiled training step."""
+        if self.train_function is None or force:
+            super().make_train_function(force=force)
+            self.train_function = self._naming_the_teacher(self.train_function)
+
+    def make_test_function(self, force: bool = False) -> None:
+        """Builds the compiled evaluation step."""
+        if self.test_function is None or force:
+            super().make_test_function(force=force)
+            self.test_function = self._naming_the_teacher(self.test_function)
+
+    def _naming_the_teacher(self, function: Any) -> Any:
+        """Turns what `_frozen_outputs` found into an error that one can read."""
+        known = self._teacher_is_finite.value
+
+        def run(iterator: Any) -> Any:
+            try:
+                logs = function(iterator)
+            except tf.errors.InvalidArgumentError as error:
+                if _NOT_FINITE in str(error):
+                    raise ValueError(self._not_finite()) from None
+                raise
+            if self.jit_compile and not bool(keras.ops.convert_to_numpy(known)):
+                known.assign(True)
+                raise ValueError(self._not_finite())
+            return logs
+
+        return run
+
+    # Being a Keras model
+
+    @property
+    def output_names(self) -> Any:
+        """The student's output names, so that dicts of losses and metrics read as for the student."""
+        return self._student_output_names()
+
+    def _student_output_names(self) -> list[str] | None:
+        return getattr(self.student, "output_names", None)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments; the teacher as an architecture without weights."""
+        preprocessing = self._teacher.preprocessing
+        return {
+            "teacher": self._teacher.get_config(),
+            "student": keras.saving.serialize_keras_object(self.student),
+            "distillation_losses": [keras.saving.serialize_keras_object(loss) for loss in self.distillation_losses],
+            "distillation_loss_weights": list(self.distillation_loss_weights),
+            "student_loss_weight": self.student_loss_weight,
+            "name": self.name,
+            "teacher_preprocessing": preprocessing and keras.saving.serialize_keras_object(preprocessing),
+            "evaluate_teacher": self.evaluate_teacher,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> "Distiller":
+        """Rebuilds a Distiller without its teacher's weights: `fit` asks for `distiller.teacher = your_teacher`."""
+        config = dict(config)
+        with keras.saving.custom_object_scope(custom_objects or {}):
+            for key in ("student", "distillation_losses", "teacher_preprocessing"):
+                config[key] = keras.saving.deserialize_keras_object(config[key]) if config.get(key) else None
+            teacher = AbsentTeacher(config.pop("teacher"), config["teacher_preprocessing"])
+        return cls(teacher, **config)
+
+
+class _Box:
+    """Hides a variable from Keras' tracking: it is no weight of the model."""
+
+    def __init__(self, value: keras.Variable) -> None:
+        self.value = value
+
+
+class _Step(threading.local):
+    """Outputs of layers on their way from the forward passes to the losses of one step, per replica thread."""
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Lets go of the tensors."""
+        self.student_features: dict[str, Any] = {}
+        self.teacher_features: dict[str, Any] = {}
+
+
+def _check_model(model: Any, role: str) -> None:
+    if not isinstance(model, keras.Model):
+        raise TypeError(f"`{role}` must be a keras.Model. Received: {role}={model!r} of type {type(model).__name__}.")
+    if not model.built:
+        raise ValueError(
+            f'`{role}` must be built, so that its layers and weights are known. Received: the unbuilt model "{model.name}". '
+            f"Call it on a batch, give it a keras.Input, or use {role}.build(input_shape)."
+        )
+
+
+def _check_layers(term: Term, teacher: Any, student: keras.Model) -> None:
+    for model, names, role in ((teacher.model, term.teacher_layers, "teacher"), (student, term.student_layers, "student")):
+        for name in _names([names]) if model is not None else []:
+            _taps.find_layer(model, name, role=role, argument=f"{role}_layer_name")
+
+
+def _as_losses(identifiers: Any) -> list[Any]:
+    if identifiers is None:
+        return [losses.KDLoss()]
+    found = [losses.get(loss) for loss in (identifiers if isinstance(identifiers, (list, tuple)) else [identifiers])]
+    if not found:
+        raise ValueError("`distillation_losses` must hold at least one loss; None is KDLoss(). Received: an empty list.")
+    for loss in found:
+        warn_about_raw_divergence(loss)
+    return found
+
+
+def _as_weights(weights: Any, found: list[Any]) -> Any:
+    if weights is None:
+        return [1.0] * len(found)
+    if isinstance(weights, (int, float)):
+        weights = [weights]
+    if len(weights) != len(found):
+        raise ValueError(
+            f"`distillation_loss_weights` must hold one number per distillation loss. Received: {len(weights)} weights, "
+            f"{weights!r}, for {len(found)} losses."
+        )
+    return list(weights)
+
+
+def _names(groups: Any) -> list[str]:
+    """Flattens layer names: None, one name, or a list of them."""
+    return [name for group in groups if group is not None for name in ([group] if isinstance(group, str) else group)]
+
+
+def _batch_size(x: Any) -> Any:
+    return tf.shape(next(leaf for leaf in keras.tree.flatten(x) if leaf is not None))[0]
+
+
+def _across_replicas(value: Any) -> Any:
+    """Undoes the division by the number of replicas that Keras applies to losses, for the logs."""
+    replicas = tf.distribute.get_strategy().num_replicas_in_sync
+    return value * replicas if replicas > 1 else value

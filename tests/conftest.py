@@ -1,0 +1,49 @@
+"""What every test shares: two logical CPUs (for MirroredStrategy), seeds, small models and data."""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration() for _ in range(2)]
+)
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    keras.utils.set_random_seed(7)
+    yield
+    keras.backend.clear_session()
+
+
+def classifier(width=8, *, classes=3, activation=None, features=4, name=None, **kwargs):
+    """A small built classifier on vectors of 4 features."""
+    return keras.Sequential(
+        [
+            keras.Input((features,)),
+            keras.layers.Dense(width, activation="tanh"),
+            keras.layers.Dense(classes, activation=activation, **kwargs),
+        ],
+        name=name,
+    )
+
+
+@pytest.fixture
+def teacher():
+    return classifier(16, name="teacher")
+
+
+@pytest.fixture
+def student():
+    return classifier(5, name="student")
+
+
+@pytest.fixture
+def data():
+    rng = np.random.default_rng(3)
+    return rng.normal(size=(24, 4)).astype("float32"), rng.integers(0, 3, size=24)
