@@ -32,10 +32,10 @@ LEARNING_RATE = 1e-3
 WARM_UP_STEPS = 10
 
 # Channels of the 3x3 convolutions, the first two of stride 2; a teacher has some 5 times the multiplications of its student.
-# Fewer steps a round where a step takes longer: a round should pass before the machine's mood changes.
+# Few steps a round and many rounds: a round should pass before other work on the machine comes or goes.
 SIZES: dict[str, dict[str, Any]] = {
-    "small": {"student": (16, 32, 32), "teacher": (36, 72, 72), "steps": 40},
-    "middle": {"student": (32, 64, 96, 128), "teacher": (72, 144, 216, 288), "steps": 10},
+    "small": {"student": (16, 32, 32), "teacher": (36, 72, 72), "steps": 12},
+    "middle": {"student": (32, 64, 96, 128), "teacher": (72, 144, 216, 288), "steps": 4},
 }
 VARIANTS = {
     "student": "(a) plain student step",
@@ -142,7 +142,6 @@ def check_same_task(models: dict[str, keras.Model]) -> None:
 
 def seconds_a_step(step: Callable[[], Any], steps: int) -> float:
     """Mean time of `steps` steps, up to the moment when the last one's logs can be read."""
-    gc.collect()
     start = time.perf_counter()
     for _ in range(steps):
         logs = step()
@@ -153,6 +152,8 @@ def seconds_a_step(step: Callable[[], Any], steps: int) -> float:
 
 def interleave(steps: dict[str, Callable[[], Any]], rounds: int, steps_a_round: int) -> list[dict[str, float]]:
     """Seconds a step by variant, one dict per round; the variant that begins changes from round to round."""
+    gc.collect()
+    gc.freeze()  # what tracing left behind is not collected again during the rounds
     names = list(steps)
     measured = []
     for index in range(rounds):
@@ -175,7 +176,7 @@ def measure(size: str, options: argparse.Namespace, dataset: tf.data.Dataset) ->
     jit_compile = {"auto": "auto", "on": True, "off": False}[options.jit]
     steps = {name: make_step(model, dataset, jit_compile) for name, model in models.items()}
     check_same_task(models)
-    count = options.steps or (5 if options.quick else SIZES[size]["steps"])
+    count = options.steps or SIZES[size]["steps"]
     measured = interleave(steps, options.rounds, count)
     return {
         "student": {"widths": SIZES[size]["student"], "parameters": student.count_params()},
@@ -249,14 +250,14 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--out", type=pathlib.Path, help="where the JSON goes; default: results/, and nowhere with --quick")
-    parser.add_argument("--rounds", type=int, help="rounds in which all variants take turns; default: 15, and 3 with --quick")
-    parser.add_argument("--steps", type=int, help="steps of a variant in a round; default: 40 for small, 10 for middle models")
+    parser.add_argument("--rounds", type=int, help="rounds in which all variants take turns; default: 50, and 3 with --quick")
+    parser.add_argument("--steps", type=int, help="steps of a variant in a round; default: 12 for small, 4 for middle models")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--jit", choices=("auto", "on", "off"), default="auto", help="jit_compile= of all variants")
     parser.add_argument("--no-check", action="store_true", help="exit with 0 even if a claim does not hold")
     parser.add_argument("--quick", action="store_true", help="smoke test: few steps, claims are shown but not enforced")
     options = parser.parse_args(arguments)
-    options.rounds = options.rounds or (3 if options.quick else 15)
+    options.rounds = options.rounds or (3 if options.quick else 50)
     options.out = options.out or (None if options.quick else RESULT)
     return options
 

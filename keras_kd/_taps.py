@@ -14,7 +14,7 @@ def find_layers(model: keras.Model) -> dict[str, keras.layers.Layer]:
     def walk(owner: Any, prefix: str) -> None:
         for layer in owner._flatten_layers(include_self=False, recursive=False):
             path = prefix + layer.name
-            if path not in found:
+            if path not in found and not isinstance(layer, keras.layers.InputLayer):
                 found[path] = layer
                 walk(layer, path + "/")
 

@@ -164,7 +164,13 @@ class Term:
             teachers = [_outputs.as_logits(t, kind or LOGITS) for t, (kind, _) in zip(teachers, kinds, strict=True)]
             students = [_outputs.as_logits(s, kind or LOGITS) for s, (_, kind) in zip(students, kinds, strict=True)]
         teacher, student = (_outputs.packed(paths, side) for side in (teachers, students))
-        self.loss.validate_outputs(teacher, student)
+        try:
+            self.loss.validate_outputs(teacher, student)
+        except AttributeError:  # Keras 3.15 stumbles over its own error message
+            raise ValueError(
+                f"The structure of losses in {self.name} does not match the outputs. Losses: {_outputs.structure(self.loss.loss)}. "
+                f"Outputs: {_outputs.structure(student)}."
+            ) from None
         value = self.loss.compute_loss(teacher, student)
         scaled = all(isinstance(loss, keras.losses.Loss) for loss in keras.tree.flatten(getattr(self.loss, "loss", self.loss)))
         return value if scaled else value / tf.distribute.get_strategy().num_replicas_in_sync

@@ -160,3 +160,10 @@ def test_sample_weights_with_a_loss_of_keras_distillation_get_a_warning(data):
     distiller.compile("sgd", loss=FROM_LOGITS)
     with pytest.warns(UserWarning, match="takes no sample weights"):
         distiller.fit(*data, sample_weight=np.ones(24), verbose=0)
+
+
+def test_a_structure_of_losses_that_does_not_match_the_outputs_is_named(data):
+    distiller = Distiller(two_outputs("list"), two_outputs("list"), keras.distillation.FeatureDistillation("mse"))
+    distiller.compile("sgd")
+    with pytest.raises(ValueError, match="structure of losses in feature_distillation does not match the outputs"):
+        distiller.fit(data[0], verbose=0)

@@ -131,7 +131,16 @@ def test_half_precision_outputs_are_computed_in_float32(make, dtype):
         (np.zeros((1, 4)), np.zeros((1, 4))),
         (T[:, :2], S[:, :2]),
     ],
-    ids=["opposite extremes", "extremes", "zeros", "constants", "rounded constants", "one sample", "one zero sample", "two classes"],
+    ids=[
+        "opposite extremes",
+        "extremes",
+        "zeros",
+        "constants",
+        "rounded constants",
+        "one sample",
+        "one zero sample",
+        "two classes",
+    ],
 )
 def test_values_and_gradients_stay_finite(make, teacher, student):
     loss = make()

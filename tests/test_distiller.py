@@ -69,9 +69,7 @@ def test_the_total_is_its_formula_with_weights_regularisers_and_added_losses(tea
     hidden = layers.ActivityRegularization(l1=0.2)(hidden)
     student = keras.Model(inputs, layers.Dense(3)(hidden))
     x, y = data
-    distiller = Distiller(
-        teacher, student, [losses.KDLoss(3.0), losses.DKDLoss()], [0.7, 0.2], student_loss_weight=0.3
-    )
+    distiller = Distiller(teacher, student, [losses.KDLoss(3.0), losses.DKDLoss()], [0.7, 0.2], student_loss_weight=0.3)
     distiller.compile(keras.optimizers.SGD(0.0), loss=FROM_LOGITS)
     logs = distiller.train_on_batch(x, y, return_dict=True)
 

@@ -131,15 +131,3 @@ def check_layer_names(teacher_layer_name: Any, student_layer_name: Any) -> None:
 def snake_case(name: str) -> str:
     """`KDLoss` -> `kd_loss`, `MultiLevelKDLoss` -> `multi_level_kd_loss`."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
-
-
-def safe_sqrt(x: Any) -> Any:
-    """Square root with gradient 0, rather than infinite, at 0."""
-    above = x > 0
-    return ops.where(above, ops.sqrt(ops.where(above, x, 1.0)), 0.0)
-
-
-def safe_divide(x: Any, y: Any) -> Any:
-    """x / y, and 0 (with gradient 0) where y is 0."""
-    zero = ops.equal(y, 0)
-    return ops.where(zero, ops.zeros_like(x), x / ops.where(zero, ops.ones_like(y), y))

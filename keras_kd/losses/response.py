@@ -7,12 +7,12 @@ class takes `from_logits`, and turns probabilities into logits (their logs) befo
 from typing import Any
 
 import keras
-import numpy as np
 from keras import ops
 
 from keras_kd._outputs import SIGMOID, SOFTMAX, as_logits, shapes_agree
 from keras_kd._tunable import Tunable, each, fraction, non_negative, positive
-from keras_kd.losses.base import DistillationLoss, safe_divide, safe_sqrt
+from keras_kd.losses._math import DIVERGENCES, forward_kl, pearson, rows, split_target, standardized
+from keras_kd.losses.base import DistillationLoss
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
@@ -145,7 +145,7 @@ class KDLoss(ResponseLoss):
     >>> loss = keras_kd.losses.KDLoss(temperature=2.0)
     >>> teacher, student = np.array([[4.0, 0.0, -2.0]]), np.array([[1.0, 0.0, 0.5]])
     >>> round(float(loss(teacher, student)), 4)
-    1.2928
+    1.6507
     >>> float(loss(teacher, teacher))
     0.0
 
@@ -172,7 +172,7 @@ class KDLoss(ResponseLoss):
         self.temperature = temperature
         self.targets = _one_of("targets", targets, ("soft", "hard", "mixed"))
         self.mix = fraction("mix", mix)
-        self.divergence = _one_of("divergence", divergence, tuple(_DIVERGENCES))
+        self.divergence = _one_of("divergence", divergence, tuple(DIVERGENCES))
         self.standardize = standardize
         self.activation = _one_of("activation", activation, (SOFTMAX, SIGMOID))
         if standardize and activation == SIGMOID:
@@ -180,7 +180,7 @@ class KDLoss(ResponseLoss):
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
         """Returns one value per position, for logits of shape `(batch, ..., classes)`."""
-        z_t, z_s = (_standardized(y_true), _standardized(y_pred)) if self.standardize else (y_true, y_pred)
+        z_t, z_s = (standardized(y_true), standardized(y_pred)) if self.standardize else (y_true, y_pred)
         if self.targets == "hard":
             return -self._sum(self._hard_targets(z_t) * self._log_probabilities(z_s))
         temperature = Tunable.tensor(self, "temperature")
@@ -188,7 +188,7 @@ class KDLoss(ResponseLoss):
         if self.targets == "mixed":
             q = self.mix * ops.exp(log_p_t) + (1 - self.mix) * self._hard_targets(z_t)
             log_p_t = ops.log(ops.maximum(q, 1e-30))  # q is 0 where both of its parts are: 0 log 0 = 0
-        return temperature**2 * self._sum(_DIVERGENCES[self.divergence](log_p_t, log_p_s))
+        return temperature**2 * self._sum(DIVERGENCES[self.divergence](log_p_t, log_p_s))
 
     def _log_probabilities(self, z: Any) -> Any:
         if self.activation == SOFTMAX:
@@ -243,7 +243,7 @@ class DKDLoss(ResponseLoss):
     >>> loss = keras_kd.losses.DKDLoss(temperature=4.0)
     >>> teacher, student = np.array([[4.0, 0.0, -2.0]]), np.array([[1.0, 0.0, 0.5]])
     >>> round(float(loss({"teacher": teacher, "labels": np.array([0])}, student)), 4)
-    5.7028
+    8.176
 
     Reference:
         Zhao, Cui, Song, Qiu, Liang: Decoupled Knowledge Distillation, 2022.
@@ -262,10 +262,10 @@ class DKDLoss(ResponseLoss):
         """Returns one value per position, for logits of shape `(batch, ..., classes)`."""
         temperature = Tunable.tensor(self, "temperature")
         y = self.class_targets(y_true["labels"], y_pred)
-        log_y_t, log_not_y_t, log_q_t = _split_target(y_true["teacher"] / temperature, y)
-        log_y_s, log_not_y_s, log_q_s = _split_target(y_pred / temperature, y)
-        tckd = _forward_kl(log_y_t, log_y_s) + _forward_kl(log_not_y_t, log_not_y_s)
-        nckd = ops.sum((1 - y) * _forward_kl(log_q_t, log_q_s), axis=-1)
+        log_y_t, log_not_y_t, log_q_t = split_target(y_true["teacher"] / temperature, y)
+        log_y_s, log_not_y_s, log_q_s = split_target(y_pred / temperature, y)
+        tckd = forward_kl(log_y_t, log_y_s) + forward_kl(log_not_y_t, log_not_y_s)
+        nckd = ops.sum((1 - y) * forward_kl(log_q_t, log_q_s), axis=-1)
         return ops.sum(y, axis=-1) * temperature**2 * (self.alpha * tckd + self.beta * nckd)
 
     def get_config(self) -> dict[str, Any]:
@@ -307,7 +307,7 @@ class DISTLoss(ResponseLoss):
     >>> round(float(loss(teacher, teacher)), 6)
     0.0
     >>> round(float(loss(teacher, -teacher)), 4)
-    3.4986
+    3.0439
 
     Reference:
         Huang, You, Wang, Qian, Xu: Knowledge Distillation from A Stronger Teacher, 2022.
@@ -325,11 +325,11 @@ class DISTLoss(ResponseLoss):
     def call(self, y_true: Any, y_pred: Any) -> Any:
         """Returns one value per position, for logits of shape `(batch, ..., classes)`."""
         temperature = Tunable.tensor(self, "temperature")
-        p_t = _rows(ops.softmax(y_true["teacher"] / temperature))  # (rows, classes)
-        p_s = _rows(ops.softmax(y_pred / temperature))
-        present = _present(y_true.get("mask"), p_s)  # (rows, 1)
-        inter = 1 - _pearson(p_s, p_t, ops.ones_like(p_s), axis=-1)  # (rows,)
-        intra = 1 - ops.mean(_pearson(p_s, p_t, present, axis=0))
+        p_t = rows(ops.softmax(y_true["teacher"] / temperature))  # (rows, classes)
+        p_s = rows(ops.softmax(y_pred / temperature))
+        present = presentrows(y_true.get("mask"), p_s)  # (rows, 1)
+        inter = 1 - pearson(p_s, p_t, ops.ones_like(p_s), axis=-1)  # (rows,)
+        intra = 1 - ops.mean(pearson(p_s, p_t, present, axis=0))
         values = temperature**2 * (self.beta * inter + self.gamma * intra)
         return ops.reshape(values, ops.shape(y_pred)[:-1])
 
@@ -368,7 +368,7 @@ class NKDLoss(ResponseLoss):
     >>> loss = keras_kd.losses.NKDLoss()
     >>> teacher, student = np.array([[4.0, 0.0, -2.0]]), np.array([[1.0, 0.0, 0.5]])
     >>> round(float(loss({"teacher": teacher, "labels": np.array([0])}, student)), 4)
-    2.0055
+    2.0381
 
     Reference:
         Yang, Zeng, Li, Zhang, Yuan, Li: From Knowledge Distillation to Self-Knowledge Distillation: A Unified Approach with
@@ -388,7 +388,7 @@ class NKDLoss(ResponseLoss):
         temperature = Tunable.tensor(self, "temperature")
         z_t, y = y_true["teacher"], self.class_targets(y_true["labels"], y_pred)
         target = ops.sum(y * ops.softmax(z_t) * ops.log_softmax(y_pred), axis=-1)
-        log_q_t, log_q_s = _split_target(z_t / temperature, y)[2], _split_target(y_pred / temperature, y)[2]
+        log_q_t, log_q_s = split_target(z_t / temperature, y)[2], split_target(y_pred / temperature, y)[2]
         others = ops.sum((1 - y) * ops.exp(log_q_t) * log_q_s, axis=-1)
         return -ops.sum(y, axis=-1) * (target + self.gamma * temperature**2 * others)
 
@@ -444,8 +444,8 @@ class MultiLevelKDLoss(ResponseLoss):
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
         """Returns one value per position, for logits of shape `(batch, ..., classes)`."""
-        z_t, z_s = _rows(y_true["teacher"]), _rows(y_pred)
-        present = _present(y_true.get("mask"), z_s)  # (rows, 1)
+        z_t, z_s = rows(y_true["teacher"]), rows(y_pred)
+        present = presentrows(y_true.get("mask"), z_s)  # (rows, 1)
         temperatures = Tunable.tensor(self, "temperatures")
         values = [self._level(z_t, z_s, present, temperatures[level]) for level in range(len(self.temperatures))]
         return ops.reshape(sum(values) / len(values), ops.shape(y_pred)[:-1])
@@ -453,7 +453,7 @@ class MultiLevelKDLoss(ResponseLoss):
     def _level(self, z_t: Any, z_s: Any, present: Any, temperature: Any) -> Any:
         log_p_t, log_p_s = ops.log_softmax(z_t / temperature), ops.log_softmax(z_s / temperature)
         p_t, p_s = present * ops.exp(log_p_t), present * ops.exp(log_p_s)
-        instance = temperature**2 * ops.sum(_forward_kl(log_p_t, log_p_s), axis=-1)
+        instance = temperature**2 * ops.sum(forward_kl(log_p_t, log_p_s), axis=-1)
         batch_gram = ops.matmul(p_t, ops.transpose(p_t)) - ops.matmul(p_s, ops.transpose(p_s))  # (rows, rows)
         class_gram = ops.matmul(ops.transpose(p_t), p_t) - ops.matmul(ops.transpose(p_s), p_s)  # (classes, classes)
         classes = class_gram.shape[0]
@@ -468,61 +468,3 @@ def _one_of(name: str, value: Any, allowed: tuple[str, ...]) -> str:
     if value not in allowed:
         raise ValueError(f"`{name}` must be one of {', '.join(map(repr, allowed))}. Received: {name}={value!r}.")
     return str(value)
-
-
-def _forward_kl(log_p: Any, log_q: Any) -> Any:
-    return ops.exp(log_p) * (log_p - log_q)
-
-
-def _reverse_kl(log_p: Any, log_q: Any) -> Any:
-    return _forward_kl(log_q, log_p)
-
-
-def _jensen_shannon(log_p: Any, log_q: Any) -> Any:
-    log_m = ops.logaddexp(log_p, log_q) - 0.6931471805599453  # log 2
-    return 0.5 * (_forward_kl(log_p, log_m) + _forward_kl(log_q, log_m))
-
-
-_DIVERGENCES = {"forward_kl": _forward_kl, "reverse_kl": _reverse_kl, "jensen_shannon": _jensen_shannon}
-
-
-def _standardized(z: Any) -> Any:
-    """(z - mean) / (1e-7 + std) over the classes, std unbiased."""
-    deviation = z - ops.mean(z, axis=-1, keepdims=True)
-    std = safe_sqrt(ops.sum(deviation**2, axis=-1, keepdims=True) / (z.shape[-1] - 1))
-    return deviation / (1e-7 + std)
-
-
-def _split_target(z: Any, y: Any) -> tuple[Any, Any, Any]:
-    """log p_y, log (1 - p_y), and the log-softmax over the other classes (0 in place of y), with y one-hot."""
-    log_p = ops.log_softmax(z)
-    log_p_y = ops.sum(y * log_p, axis=-1)
-    # -1e30, not -inf: the sum over an empty set (one class, no label) stays finite, and so do the gradients.
-    log_not_y = ops.logsumexp(ops.where(y > 0, -1e30, log_p), axis=-1)
-    log_q = ops.where(y > 0, 0.0, log_p - ops.expand_dims(log_not_y, -1))
-    return log_p_y, log_not_y, log_q
-
-
-def _rows(z: Any) -> Any:
-    return ops.reshape(z, (-1, z.shape[-1]))  # (batch * ..., classes)
-
-
-def _present(mask: Any, rows: Any) -> Any:
-    if mask is None:
-        return ops.ones_like(rows[:, :1])
-    return ops.cast(ops.reshape(mask, (-1, 1)), rows.dtype)
-
-
-def _pearson(a: Any, b: Any, present: Any, *, axis: int) -> Any:
-    """Pearson's correlation along `axis`, over entries where `present` is 1; 0 where one side is constant."""
-    (a, norm_a), (b, norm_b) = (_deviations(x, present, axis) for x in (a, b))
-    return safe_divide(ops.sum(a * b, axis=axis), norm_a * norm_b)
-
-
-def _deviations(x: Any, present: Any, axis: int) -> tuple[Any, Any]:
-    """x - mean, and its norm along `axis`: exactly 0 where x is constant up to rounding, whose direction would be noise."""
-    mean = safe_divide(ops.sum(present * x, axis=axis, keepdims=True), ops.sum(present, axis=axis, keepdims=True))
-    deviation = present * (x - mean)
-    squares = ops.sum(deviation**2, axis=axis)
-    rounding = (10 * float(np.finfo(keras.backend.standardize_dtype(x.dtype)).eps)) ** 2 * ops.sum((present * x) ** 2, axis=axis)
-    return deviation, safe_sqrt(ops.where(squares > rounding, squares, 0.0))

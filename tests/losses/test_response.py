@@ -48,17 +48,13 @@ def test_binary_kd_equals_its_formula(outputs, targets, kind):
 @pytest.mark.parametrize("labels", [LABELS, LABELS[:, None], np.eye(5)[LABELS]], ids=["indices", "column", "one-hot"])
 def test_dkd_equals_its_formula_for_labels_of_every_form(labels):
     loss = losses.DKDLoss(alpha=0.7, beta=3.0, temperature=2.5, dtype="float64")
-    assert_matches(
-        loss, {"teacher": T, "labels": labels}, lambda s: np.mean(references.dkd(T, s, LABELS, 0.7, 3.0, 2.5))
-    )
+    assert_matches(loss, {"teacher": T, "labels": labels}, lambda s: np.mean(references.dkd(T, s, LABELS, 0.7, 3.0, 2.5)))
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
 def test_nkd_equals_its_formula(temperature):
     loss = losses.NKDLoss(gamma=0.8, temperature=temperature, dtype="float64")
-    assert_matches(
-        loss, {"teacher": T, "labels": LABELS}, lambda s: np.mean(references.nkd(T, s, LABELS, 0.8, temperature))
-    )
+    assert_matches(loss, {"teacher": T, "labels": LABELS}, lambda s: np.mean(references.nkd(T, s, LABELS, 0.8, temperature)))
 
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])

@@ -1,0 +1,327 @@
+"""Does distillation help, here and now? The main job from end to end: teacher, student alone, student distilled, LiteRT file.
+
+A teacher has learned from labelled images that its user does not hand on. The user has other images, only a few of them with
+labels. The student alone learns from those few. The distilled student also learns what the teacher says of all the images, for
+the same number of steps, from the same initial weights, in the same order. The teacher never saw the user's labels, and nobody
+sees the test images.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import platform
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import layers
+
+from keras_kd import export, losses, report
+from keras_kd._version import __version__
+from keras_kd.distiller import Distiller
+from keras_kd.profile import Profile, profile
+
+DATASETS = ("digits", "fashion_mnist", "mnist", "cifar10")
+NO_LABEL = -1
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What the demo does; the numbers for digits were chosen once, by trials on other splits too, and hold for every run.
+
+    Attributes:
+        dataset: one of `DATASETS`.
+        epochs: epochs of each student.
+        teacher_epochs: epochs of the teacher.
+        seeds: number of seeds, each with a student alone and a distilled one.
+        seed: the first seed.
+        temperature: of the distillation.
+        student_loss_weight: share of the labels in the distilled student's loss.
+    """
+
+    dataset: str = "digits"
+    epochs: int = 60
+    teacher_epochs: int = 25
+    seeds: int = 3
+    seed: int = 0
+    temperature: float = 4.0
+    student_loss_weight: float = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Three disjoint parts of one data set; images in [0, 1], shape `(samples, height, width, channels)`."""
+
+    teacher: tuple[np.ndarray, np.ndarray]
+    images: np.ndarray  # the user's
+    labels: np.ndarray  # theirs, NO_LABEL where there is none
+    test: tuple[np.ndarray, np.ndarray]
+    classes: int
+
+    @property
+    def labelled(self) -> np.ndarray:
+        """Indices of the user's labelled images."""
+        return np.flatnonzero(self.labels != NO_LABEL)
+
+
+def load(dataset: str, seed: int = 0) -> Data:
+    """Loads and splits a data set, stratified by class.
+
+    Args:
+        dataset: `"digits"` comes with scikit-learn, the others with `keras.datasets`.
+        seed: seed of the split.
+    """
+    from sklearn.model_selection import train_test_split
+
+    if dataset not in DATASETS:
+        raise ValueError(f"`dataset` must be one of {', '.join(DATASETS)}. Received: dataset={dataset!r}.")
+    if dataset == "digits":
+        from sklearn.datasets import load_digits
+
+        digits = load_digits()
+        x, y = (digits.images[..., None] / 16).astype("float32"), digits.target
+        teacher, user, labelled = 700, 600, 60
+        rest_x, test_x, rest_y, test_y = train_test_split(x, y, train_size=teacher + user, stratify=y, random_state=seed)
+    else:
+        (rest_x, rest_y), (test_x, test_y) = getattr(keras.datasets, dataset).load_data()
+        rest_x, test_x = (_as_images(x) for x in (rest_x, test_x))
+        rest_y, test_y = rest_y.ravel().astype("int64"), test_y.ravel().astype("int64")
+        teacher, user, labelled = 20_000, 6_000, 300
+        rest_x, _, rest_y, _ = train_test_split(rest_x, rest_y, train_size=teacher + user, stratify=rest_y, random_state=seed)
+    teacher_x, user_x, teacher_y, user_y = train_test_split(rest_x, rest_y, test_size=user, stratify=rest_y, random_state=seed)
+    with_label, _ = train_test_split(np.arange(user), train_size=labelled, stratify=user_y, random_state=seed)
+    labels = np.full(user, NO_LABEL)
+    labels[with_label] = user_y[with_label]
+    return Data((teacher_x, teacher_y), user_x, labels, (test_x, test_y), int(test_y.max()) + 1)
+
+
+def _as_images(x: np.ndarray) -> np.ndarray:
+    x = x.astype("float32") / 255
+    return x if x.ndim == 4 else x[..., None]
+
+
+def make_teacher(shape: tuple[int, ...], classes: int) -> keras.Model:
+    """A convolutional teacher: 82,666 parameters on 8x8 digits."""
+
+    def block(filters: int) -> list[keras.layers.Layer]:
+        # BatchNorm forgets faster than by default: the training is a few hundred steps long.
+        convolution = layers.Conv2D(filters, 3, padding="same", use_bias=False)
+        return [convolution, layers.BatchNormalization(momentum=0.9), layers.ReLU()]
+
+    body = [*block(32), *block(32), layers.MaxPooling2D(), *block(64), *block(64), layers.MaxPooling2D(), layers.Flatten()]
+    head = [layers.Dropout(0.4), layers.Dense(64, activation="relu"), layers.Dropout(0.4), layers.Dense(classes)]
+    return keras.Sequential([keras.Input(shape), *body, *head], name="teacher")
+
+
+def make_student(shape: tuple[int, ...], classes: int) -> keras.Model:
+    """A student for a microcontroller: 1,386 parameters on 8x8 digits."""
+
+    def depthwise(filters: int, strides: int) -> list[keras.layers.Layer]:
+        spatial = layers.DepthwiseConv2D(3, strides=strides, padding="same", activation="relu")
+        return [spatial, layers.Conv2D(filters, 1, activation="relu")]
+
+    first = layers.Conv2D(8, 3, strides=2, padding="same", activation="relu")
+    body = [keras.Input(shape), first, *depthwise(16, 1), *depthwise(16, 2), layers.Flatten(), layers.Dense(classes)]
+    return keras.Sequential(body, name="student")
+
+
+def train_teacher(data: Data, settings: Settings, callbacks: Sequence[Any]) -> keras.Model:
+    """Trains the teacher on its own labelled images."""
+    keras.utils.set_random_seed(settings.seed)
+    x, y = data.teacher
+    teacher = make_teacher(x.shape[1:], data.classes)
+    batch = 70 if settings.dataset == "digits" else 128
+    teacher.compile(_optimizer(2e-3, settings.teacher_epochs * math.ceil(len(x) / batch)), _supervised())
+    teacher.fit(x, y, batch_size=batch, epochs=settings.teacher_epochs, verbose=0, callbacks=list(callbacks))
+    return teacher
+
+
+def train_student(data: Data, settings: Settings, seed: int, teacher: keras.Model | None, callbacks: Sequence[Any]) -> keras.Model:
+    """Trains a student: alone on the labelled images (no teacher), or distilled on all of the user's images.
+
+    Steps, batch size, initial weights and the order of positions are the same for both: the labelled images are repeated until
+    they are as many as all images.
+    """
+    keras.utils.set_random_seed(seed)
+    student = make_student(data.images.shape[1:], data.classes)
+    shown = np.arange(len(data.images)) if teacher is not None else np.resize(data.labelled, len(data.images))
+    batch = 60 if settings.dataset == "digits" else 100
+    steps = len(shown) // batch
+    rng = np.random.default_rng(seed)
+    order = np.concatenate([shown[rng.permutation(len(shown))[: steps * batch]] for _ in range(settings.epochs)])
+    images, labels = tf.constant(data.images), tf.constant(data.labels)
+    dataset = tf.data.Dataset.from_tensor_slices(order).batch(batch, drop_remainder=True)
+    dataset = dataset.map(lambda indices: (tf.gather(images, indices), tf.gather(labels, indices))).prefetch(4)
+    model: keras.Model = student
+    if teacher is not None:
+        loss = losses.KDLoss(temperature=settings.temperature)
+        model = Distiller(teacher, student, loss, student_loss_weight=settings.student_loss_weight)
+    model.compile(_optimizer(5e-3, steps * settings.epochs), _supervised(), steps_per_execution=steps)
+    model.fit(dataset, epochs=settings.epochs, steps_per_epoch=steps, shuffle=False, verbose=0, callbacks=list(callbacks))
+    return student
+
+
+def _optimizer(rate: float, steps: int) -> keras.optimizers.Optimizer:
+    return keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(rate, steps))
+
+
+def _supervised() -> keras.losses.Loss:
+    return keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=NO_LABEL)
+
+
+def accuracy(model: keras.Model, images: np.ndarray, labels: np.ndarray) -> float:
+    """Share of images whose largest logit is their label."""
+    return float(np.mean(_predicted(model, images) == labels))
+
+
+def _predicted(model: keras.Model, images: np.ndarray) -> np.ndarray:
+    # Called directly: `predict` would trace a graph for each of the many models.
+    logits = [np.asarray(model(images[start : start + 1000], training=False)) for start in range(0, len(images), 1000)]
+    return np.concatenate(logits).argmax(-1)
+
+
+def run(settings: Settings, out: str | os.PathLike[str] = "runs/demo", *, verbose: bool = True) -> dict[str, Any]:
+    """Runs the demo; writes `report.png`, `results.json` and `student.tflite` to `out`.
+
+    Args:
+        settings: see `Settings`.
+        out: folder for the results, made if it is missing.
+        verbose: whether to print progress and the table.
+
+    Returns:
+        The content of `results.json`.
+    """
+    start = time.perf_counter()
+    folder = pathlib.Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    data = load(settings.dataset)
+    with _Progress(settings, verbose) as progress:
+        teacher = train_teacher(data, settings, progress.of("teacher", settings.teacher_epochs))
+        students = {"alone": [], "distilled": []}  # type: dict[str, list[keras.Model]]
+        for seed in range(settings.seed, settings.seed + settings.seeds):
+            for kind, trained in students.items():
+                callbacks = progress.of(f"student {kind}, seed {seed}", settings.epochs)
+                trained.append(train_student(data, settings, seed, teacher if kind == "distilled" else None, callbacks))
+    best = _most_agreeing(students["distilled"], teacher, data.images)
+    teacher_profile, _ = _export(teacher, folder / "teacher.tflite", data)
+    student_profile, exported = _export(best, folder / "student.tflite", data)
+    entries = _entries(data, teacher, students, exported.path, teacher_profile, student_profile)
+    gain = report.Gain([b - a for a, b in zip(entries[1].accuracies, entries[2].accuracies, strict=True)])
+    results = _results(settings, data, entries, gain, exported, time.perf_counter() - start)
+    (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    report.plot(entries, folder / "report.png", title=f"{settings.dataset}: {gain}")
+    if verbose:
+        _print(data, settings, entries, gain, exported, folder)
+    return results
+
+
+def _most_agreeing(students: Sequence[keras.Model], teacher: keras.Model, images: np.ndarray) -> keras.Model:
+    """The student to ship, chosen without labels and without the test images: by agreement with the teacher."""
+    wanted = _predicted(teacher, images)
+    return max(students, key=lambda student: accuracy(student, images, wanted))
+
+
+def _export(model: keras.Model, path: pathlib.Path, data: Data) -> tuple[Profile, export.ExportReport]:
+    exported = export.to_litert(model, path, check_data=data.test[0][:500])
+    return profile(model, path), exported
+
+
+def _entries(
+    data: Data, teacher: keras.Model, students: dict[str, list[keras.Model]], path: Any, of_teacher: Profile, of_student: Profile
+) -> list[report.Entry]:
+    def entry(name: str, accuracies: list[float], measured: Profile) -> report.Entry:
+        numbers = (measured.parameters, measured.size, measured.gzip_size, measured.latency.median)
+        return report.Entry(name, accuracies, *numbers)
+
+    alone, distilled = ([accuracy(model, *data.test) for model in students[kind]] for kind in ("alone", "distilled"))
+    of_file = float(np.mean(export.run_litert(path, data.test[0])[0].argmax(-1) == data.test[1]))
+    return [
+        entry("teacher", [accuracy(teacher, *data.test)], of_teacher),
+        entry("student alone", alone, of_student),
+        entry("student distilled", distilled, of_student),
+        entry("student.tflite", [of_file], of_student),
+    ]
+
+
+def _results(
+    settings: Settings,
+    data: Data,
+    entries: Sequence[report.Entry],
+    gain: report.Gain,
+    exported: export.ExportReport,
+    seconds: float,
+) -> dict[str, Any]:
+    return {
+        "settings": dataclasses.asdict(settings),
+        "images": {
+            "teacher": len(data.teacher[0]),
+            "student": len(data.images),
+            "student with label": len(data.labelled),
+            "test": len(data.test[0]),
+        },
+        "entries": [{**dataclasses.asdict(e), "mean": e.mean, "spread": e.spread} for e in entries],
+        "gain": {"differences": list(gain.differences), "mean": gain.mean, "spread": gain.spread, "is_clear": gain.is_clear},
+        "file": {"agreement": exported.agreement, "max_difference": exported.max_difference, "samples": exported.samples},
+        "latency": "median of single inferences in LiteRT, one thread",
+        "seconds": round(seconds, 1),
+        "versions": {
+            "keras_kd": __version__,
+            "keras": keras.__version__,
+            "tensorflow": tf.__version__,
+            "python": platform.python_version(),
+        },
+    }
+
+
+def _print(data: Data, settings: Settings, entries: Any, gain: Any, exported: export.ExportReport, folder: pathlib.Path) -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    labelled, unlabelled = len(data.labelled), len(data.images) - len(data.labelled)
+    console.print(
+        f"{settings.dataset}: the teacher learned from {len(data.teacher[0]):,} labelled images of its own, the student alone from "
+        f"{labelled} others, the distilled student from the same {labelled} and {unlabelled:,} more without labels. "
+        f"Accuracy on {len(data.test[0]):,} test images, {settings.seeds} seeds; latency in LiteRT, one thread, median."
+    )
+    console.print(report.table(entries))
+    console.print(f"[bold]{gain}[/bold]")
+    console.print(
+        f"student.tflite agrees with its Keras model on {exported.agreement:.1%} of {exported.samples} images "
+        f"(largest difference of a logit {exported.max_difference:.1e})."
+    )
+    console.print(f"Written: {', '.join(str(folder / name) for name in ('report.png', 'results.json', 'student.tflite'))}")
+
+
+class _Progress:
+    """A rich progress bar over all epochs of all trainings, with rate and time left; silent unless verbose."""
+
+    def __init__(self, settings: Settings, verbose: bool) -> None:
+        from rich import progress
+
+        columns = (
+            progress.BarColumn(),
+            progress.MofNCompleteColumn(),
+            progress.TimeElapsedColumn(),
+            progress.TimeRemainingColumn(),
+        )
+        self.bar = progress.Progress(progress.TextColumn("{task.description:<28}"), *columns, disable=not verbose)
+        total = settings.teacher_epochs + 2 * settings.seeds * settings.epochs
+        self.task = self.bar.add_task("epochs", total=total)
+
+    def __enter__(self) -> "_Progress":
+        self.bar.start()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.bar.stop()
+
+    def of(self, name: str, epochs: int) -> list[keras.callbacks.Callback]:
+        """Callbacks that move the bar during one training."""
+        self.bar.update(self.task, description=name)
+        advance: Callable[..., None] = lambda epoch, logs=None: self.bar.advance(self.task)  # noqa: E731
+        return [keras.callbacks.LambdaCallback(on_epoch_end=advance)]
