@@ -327,7 +327,7 @@ class DISTLoss(ResponseLoss):
         temperature = Tunable.tensor(self, "temperature")
         p_t = rows(ops.softmax(y_true["teacher"] / temperature))  # (rows, classes)
         p_s = rows(ops.softmax(y_pred / temperature))
-        present = presentrows(y_true.get("mask"), p_s)  # (rows, 1)
+        present = present_rows(y_true.get("mask"), p_s)  # (rows, 1)
         inter = 1 - pearson(p_s, p_t, ops.ones_like(p_s), axis=-1)  # (rows,)
         intra = 1 - ops.mean(pearson(p_s, p_t, present, axis=0))
         values = temperature**2 * (self.beta * inter + self.gamma * intra)
@@ -445,7 +445,7 @@ class MultiLevelKDLoss(ResponseLoss):
     def call(self, y_true: Any, y_pred: Any) -> Any:
         """Returns one value per position, for logits of shape `(batch, ..., classes)`."""
         z_t, z_s = rows(y_true["teacher"]), rows(y_pred)
-        present = presentrows(y_true.get("mask"), z_s)  # (rows, 1)
+        present = present_rows(y_true.get("mask"), z_s)  # (rows, 1)
         temperatures = Tunable.tensor(self, "temperatures")
         values = [self._level(z_t, z_s, present, temperatures[level]) for level in range(len(self.temperatures))]
         return ops.reshape(sum(values) / len(values), ops.shape(y_pred)[:-1])
