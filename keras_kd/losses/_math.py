@@ -20,14 +20,17 @@ def safe_divide(x: Any, y: Any) -> Any:
 
 
 def forward_kl(log_p: Any, log_q: Any) -> Any:
+    """Terms of KL(p || q)."""
     return ops.exp(log_p) * (log_p - log_q)
 
 
 def reverse_kl(log_p: Any, log_q: Any) -> Any:
+    """Terms of KL(q || p)."""
     return forward_kl(log_q, log_p)
 
 
 def jensen_shannon(log_p: Any, log_q: Any) -> Any:
+    """Terms of the mean of KL(p || m) and KL(q || m), m = (p + q) / 2."""
     log_m = ops.logaddexp(log_p, log_q) - 0.6931471805599453  # log 2
     return 0.5 * (forward_kl(log_p, log_m) + forward_kl(log_q, log_m))
 
@@ -53,10 +56,12 @@ def split_target(z: Any, y: Any) -> tuple[Any, Any, Any]:
 
 
 def rows(z: Any) -> Any:
+    """Flattens all axes but the last."""
     return ops.reshape(z, (-1, z.shape[-1]))  # (batch * ..., classes)
 
 
 def present_rows(mask: Any, rows: Any) -> Any:
+    """1 for each row that the mask keeps, else 0; shape `(rows, 1)`."""
     if mask is None:
         return ops.ones_like(rows[:, :1])
     return ops.cast(ops.reshape(mask, (-1, 1)), rows.dtype)

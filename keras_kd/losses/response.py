@@ -11,7 +11,7 @@ from keras import ops
 
 from keras_kd._outputs import SIGMOID, SOFTMAX, as_logits, shapes_agree
 from keras_kd._tunable import Tunable, each, fraction, non_negative, positive
-from keras_kd.losses._math import DIVERGENCES, forward_kl, pearson, rows, split_target, standardized
+from keras_kd.losses._math import DIVERGENCES, forward_kl, pearson, present_rows, rows, split_target, standardized
 from keras_kd.losses.base import DistillationLoss
 
 
