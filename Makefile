@@ -1,0 +1,56 @@
+# `make demo` and `make test` set up everything on a machine that has Python 3.11 or later, pip and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# TensorFlow's banner about CPU instructions, not its warnings.
+export TF_CPP_MIN_LOG_LEVEL ?= 2
+
+.PHONY: demo test lint format types docs-test bench wheel tutorials clean
+
+# Two sets of packages, each noted by a file that is newer than pyproject.toml while the set is up to date.
+DEMO := $(VENV)/.installed
+DEV := $(VENV)/.installed-dev
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit("keras_kd needs Python 3.11 or later; PYTHON=... chooses one" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+
+$(DEMO): pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+$(DEV): pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@ $(DEMO)
+
+demo: $(DEMO)  ## teacher, student alone, student distilled, LiteRT file: a table and a picture in runs/demo
+	$(BIN)/keras-kd demo
+
+test: $(DEV)  ## all tests, the slow ones and those of the examples too
+	$(BIN)/python -m pytest
+
+lint: $(DEV)  ## style and formatting
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+format: $(DEV)  ## formats the code
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+types: $(DEV)  ## the type checker
+	$(BIN)/mypy
+
+docs-test: $(DEV)  ## the examples in docstrings and in the README
+	$(BIN)/python -m pytest tests/test_docstrings.py tests/test_readme.py
+
+tutorials: $(DEV)  ## executes the tutorials and writes their notebooks
+	$(BIN)/python tools/build_tutorials.py
+
+bench: $(DEMO)  ## the benchmarks; results go to benchmarks/results
+	$(BIN)/python benchmarks/distiller.py
+
+wheel: $(DEV)  ## wheel and sdist in dist/
+	$(BIN)/python -m build --quiet
+
+clean:  ## removes what was made
+	rm -rf $(VENV) build dist runs *.egg-info .pytest_cache .mypy_cache .ruff_cache

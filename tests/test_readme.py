@@ -1,0 +1,56 @@
+"""The README says what is true: its snippet runs, its files exist, its numbers are those of the committed results."""
+
+import json
+import pathlib
+import re
+
+import keras
+import numpy as np
+
+ROOT = pathlib.Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_snippet_runs_as_it_stands(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (snippet,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(32, 4)).astype("float32"), rng.integers(0, 3, size=32)
+
+    def model(width):
+        hidden = keras.layers.Dense(width, activation="relu")
+        return keras.Sequential([keras.Input((4,)), hidden, keras.layers.Dense(3, activation="softmax")])
+
+    names = {"teacher": model(16), "student": model(4), "x": x, "y": y, "x_val": x, "y_val": y}
+    before = names["student"].get_weights()
+    exec(compile(snippet.replace("epochs=20", "epochs=2, verbose=0"), "README.md", "exec"), names)
+    assert (tmp_path / "student.tflite").stat().st_size > 0
+    assert any(np.any(a != b) for a, b in zip(before, names["student"].get_weights(), strict=True))
+
+
+def test_it_is_not_longer_than_150_lines():
+    assert len(README.splitlines()) <= 150
+
+
+def test_every_file_that_it_names_exists():
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README) + re.findall(r"`((?:tests|benchmarks|keras_kd)/[^`]+)`", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_every_name_of_the_library_that_it_mentions_exists():
+    import keras_kd
+
+    for dotted in set(re.findall(r"keras_kd\.([A-Za-z_.]+)", README)):
+        value = keras_kd
+        for part in dotted.strip(".").split("."):
+            value = getattr(value, part)
+    for name in set(re.findall(r"`([A-Z][A-Za-z]*Loss)\b", README)):
+        assert hasattr(keras_kd.losses, name), name
+
+
+def test_its_speed_figures_are_those_of_the_committed_result():
+    results = json.loads((ROOT / "benchmarks/results/distiller.json").read_text())
+    section = README.split("<!-- speed:begin -->")[1].split("<!-- speed:end -->")[0]
+    for size, found in results["sizes"].items():
+        for ratio in ("r1", "r2"):
+            assert f"{found['ratios'][ratio]['median']:.2f}" in section, (size, ratio)
