@@ -92,7 +92,7 @@ class Distiller(keras.Model):
         self._evaluate_teacher = bool(evaluate_teacher)
         self._set_teacher(teacher, teacher_preprocessing)
         self._make_trackers()
-        self._teacher_is_finite = _Box(keras.Variable(True, dtype="bool", trainable=False))
+        self._teacher_is_finite = _Box(keras.Variable(True, dtype="bool", trainable=False, aggregation="only_first_replica"))
         self.built = True
 
     def _make_trackers(self) -> None:

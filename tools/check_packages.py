@@ -13,8 +13,9 @@ def main(folder: str) -> None:
     source = pathlib.Path("keras_kd")
     expected = {str(path) for path in source.rglob("*.py")} | set(NEEDED)
     (wheel,), (sdist,) = (sorted(pathlib.Path(folder).glob(pattern))[-1:] for pattern in ("*.whl", "*.tar.gz"))
-    in_wheel = set(zipfile.ZipFile(wheel).namelist())
-    in_sdist = {name.split("/", 1)[-1] for name in tarfile.open(sdist).getnames()}
+    with zipfile.ZipFile(wheel) as archive, tarfile.open(sdist) as source_archive:
+        in_wheel = set(archive.namelist())
+        in_sdist = {name.split("/", 1)[-1] for name in source_archive.getnames()}
     for name, found in ((wheel.name, in_wheel), (sdist.name, in_sdist)):
         if missing := sorted(expected - found):
             sys.exit(f"{name} lacks {', '.join(missing)}")
