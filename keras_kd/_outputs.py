@@ -58,8 +58,7 @@ def _kind_of_tensor(tensor: Any) -> str | None:
 
 def _parents(operation: Any, node_index: int) -> list[Any]:
     nodes = operation._inbound_nodes
-    tensors = nodes[min(node_index, len(nodes) - 1)].input_tensors if nodes else []
-    return [tensor for tensor in tensors if not isinstance(tensor._keras_history.operation, keras.layers.InputLayer)]
+    return nodes[min(node_index, len(nodes) - 1)].input_tensors if nodes else []
 
 
 def _kind_of_activation(activation: Any) -> str | None:

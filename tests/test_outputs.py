@@ -42,7 +42,7 @@ CASES = {
     "nested": (lambda x: keras.Sequential([keras.Input((4,)), layers.Dense(3, activation="softmax")])(x), "softmax"),
     "lambda": (lambda x: layers.Lambda(lambda z: z)(layers.Dense(3)(x)), None),
     "custom layer": (lambda x: Custom()(layers.Dense(3)(x)), None),
-    "the input itself": (lambda x: x, None),
+    "the input itself": (lambda x: layers.Identity()(x), None),
 }
 
 
