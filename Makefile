@@ -2,8 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# TensorFlow's banner about CPU instructions, not its warnings.
-export TF_CPP_MIN_LOG_LEVEL ?= 2
+# Without TensorFlow's notes on processors and missing GPUs.
+export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 .PHONY: demo test lint format types docs-test bench wheel tutorials clean
 
