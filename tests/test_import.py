@@ -88,6 +88,7 @@ def test_what_the_user_had_set_stays_set():
     assert found == "0"
 
 
-def test_another_backend_is_named_with_the_way_out():
-    with pytest.raises(RuntimeError, match="keras_kd needs the TensorFlow backend of Keras. Received: the backend 'jax'"):
-        run("import keras_kd", KERAS_BACKEND="jax")
+@pytest.mark.parametrize("backend", ["jax", "numpy"], ids=["whether it is installed or not", "one that Keras itself imports"])
+def test_another_backend_is_named_with_the_way_out(backend):
+    with pytest.raises(RuntimeError, match=f"keras_kd needs the TensorFlow backend of Keras. Received: the backend '{backend}'"):
+        run("import keras_kd", KERAS_BACKEND=backend)
