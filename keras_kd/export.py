@@ -1,10 +1,12 @@
 """How does a model leave Keras, and does the file say the same? Writes LiteRT files and runs them before it believes them."""
 
+import contextlib
 import dataclasses
 import gzip
 import os
 import pathlib
 import tempfile
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -133,9 +135,21 @@ def _convert(model: keras.Model, inputs: Any) -> bytes:
     module = tf.Module()
     # The TensorFlow variables inside Keras' own: the saver finds no others, and the file would hold uninitialised memory.
     module.kept = [variable.value for variable in model.variables]
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, _quiet_tensorflow():
         tf.saved_model.save(module, folder, signatures={"serving_default": serving_default.get_concrete_function(**specs)})
         return tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=["serving_default"]).convert()
+
+
+@contextlib.contextmanager
+def _quiet_tensorflow() -> Iterator[None]:
+    """Keeps to itself where the temporary files lie."""
+    logger = tf.get_logger()
+    level = logger.level
+    logger.setLevel("WARNING")
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _random_inputs(model: keras.Model) -> Any:

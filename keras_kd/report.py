@@ -63,12 +63,14 @@ class Gain:
 
     @property
     def is_clear(self) -> bool:
-        """Whether every seed gains, and the mean is above twice its standard error."""
+        """Whether there are several seeds, every one gains, and the mean is above twice its standard error."""
         error = self.spread / len(self.differences) ** 0.5
-        return min(self.differences) > 0 and self.mean > 2 * error
+        return len(self.differences) > 1 and min(self.differences) > 0 and self.mean > 2 * error
 
     def __str__(self) -> str:
         points = f"{100 * self.mean:+.1f} ± {100 * self.spread:.1f} points over {len(self.differences)} seeds"
+        if len(self.differences) == 1:
+            return f"One seed tells little: {100 * self.mean:+.1f} points."
         each = ", ".join(f"{100 * difference:+.1f}" for difference in self.differences)
         if self.is_clear:
             return f"Distillation helps here: {points} ({each})."

@@ -85,6 +85,8 @@ def test_a_gain_that_is_none_is_called_none():
     assert "helps here: +5.0 ± 1.0 points over 3 seeds (+4.0, +5.0, +6.0)" in str(report.Gain([0.04, 0.05, 0.06]))
     for differences in ([0.05, -0.01, 0.02], [-0.02, -0.03, -0.01], [0.001, 0.2, 0.001]):
         assert "no clear gain" in str(report.Gain(differences))
+    assert str(report.Gain([0.2])) == "One seed tells little: +20.0 points."
+    assert not report.Gain([0.2]).is_clear
 
 
 def test_an_entry_has_mean_and_sample_deviation():

@@ -1,11 +1,3 @@
-# ---
-# jupyter:
-#   kernelspec:
-#     display_name: Python 3
-#     language: python
-#     name: python3
-# ---
-
 # %% [markdown]
 # # Can a small student learn from a teacher what a few labels cannot tell it?
 #
@@ -24,6 +16,7 @@ import tempfile
 import keras
 import matplotlib.pyplot as plt
 import numpy as np
+from scipy.special import softmax
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
@@ -31,8 +24,24 @@ import keras_kd
 
 FAST = os.environ.get("KERAS_KD_FAST") == "1"  # the tests of this repository run a short version
 SEEDS = range(1 if FAST else 3)
-EPOCHS = 12 if FAST else 30
-BLUE, RED, GREY = "#2e6f8e", "#bf616a", "#7b8494"
+EPOCHS = 8 if FAST else 20
+BLUE, RED = "#2e6f8e", "#bf616a"
+
+
+def accuracy(model):
+    """Share of test images whose largest logit is the right one."""
+    return float(np.mean(np.argmax(model(test_x, training=False), axis=-1) == test_y))
+
+
+def draw(panel, found):
+    """Draws each seed as a dot, the mean as a diamond."""
+    for place, values in enumerate(found.values()):
+        panel.plot([place] * len(values), np.multiply(values, 100), "o", color=BLUE, alpha=0.4)
+        panel.plot(place, 100 * np.mean(values), "D", color=BLUE, markersize=8)
+    panel.set_xticks(range(len(found)), [str(name) for name in found])
+    panel.margins(x=0.2)
+    panel.grid(axis="y", alpha=0.3)
+
 
 # %% [markdown]
 # ## The data: what you have, and what you do not
@@ -58,17 +67,7 @@ print(f"yours: {np.sum(labels >= 0)} images with a label, {np.sum(labels < 0)} w
 
 # %%
 layers = keras.layers
-
-
-def accuracy(model):
-    """Share of test images whose largest logit is the right one."""
-    return float(np.mean(np.argmax(model(test_x, training=False), axis=-1) == test_y))
-
-
-def supervised_loss():
-    """The loss on labels; images marked -1 count nothing."""
-    return keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=-1)
-
+supervised = keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=-1)
 
 keras.utils.set_random_seed(0)
 teacher = keras.Sequential([keras.Input((8, 8, 1))], name="teacher")
@@ -79,8 +78,8 @@ for filters in (32, 64):
 teacher.add(layers.Flatten())
 teacher.add(layers.Dropout(0.4))
 teacher.add(layers.Dense(10))
-teacher.compile(keras.optimizers.Adam(2e-3), supervised_loss())
-teacher.fit(teacher_x, teacher_y, batch_size=70, epochs=10 if FAST else 20, verbose=0)
+teacher.compile(keras.optimizers.Adam(2e-3), supervised)
+teacher.fit(teacher_x, teacher_y, batch_size=70, epochs=8 if FAST else 20, verbose=0)
 print(f"teacher: {teacher.count_params():,} parameters, test accuracy {accuracy(teacher):.1%}")
 
 # %% [markdown]
@@ -107,7 +106,7 @@ def make_student(seed):
 def train_alone(seed):
     """A student that learns from the labels only."""
     student = make_student(seed)
-    student.compile(keras.optimizers.Adam(0.01), supervised_loss())
+    student.compile(keras.optimizers.Adam(0.01), supervised)
     student.fit(np.tile(images[labelled], (10, 1, 1, 1)), np.tile(labels[labelled], 10), batch_size=60, epochs=EPOCHS, verbose=0)
     return student
 
@@ -116,7 +115,7 @@ def distil(seed, *, temperature=4.0, student_loss_weight=0.1, targets="soft", ca
     """A Distiller whose student has learned from labels and teacher."""
     loss = keras_kd.losses.KDLoss(temperature, targets)
     distiller = keras_kd.Distiller(teacher, make_student(seed), loss, student_loss_weight=student_loss_weight)
-    distiller.compile(keras.optimizers.Adam(0.01), supervised_loss())
+    distiller.compile(keras.optimizers.Adam(0.01), supervised)
     distiller.fit(images, labels, batch_size=60, epochs=EPOCHS, verbose=0, callbacks=list(callbacks))
     return distiller
 
@@ -131,49 +130,36 @@ print(f"student: {alone[0].count_params():,} parameters, {teacher.count_params()
 
 # %%
 results = {
-    "alone": [accuracy(model) for model in alone],
+    "60 labels": [accuracy(model) for model in alone],
     "teacher's labels": [accuracy(distil(seed, targets="hard").student) for seed in SEEDS],
     "teacher's probabilities": [accuracy(distiller.student) for distiller in distilled],
 }
 for name, values in results.items():
     print(f"{name:24} {np.mean(values):6.1%}   each seed: {', '.join(f'{value:.1%}' for value in values)}")
-gain = keras_kd.report.Gain(np.subtract(results["teacher's probabilities"], results["alone"]).tolist())
+gain = keras_kd.report.Gain(np.subtract(results["teacher's probabilities"], results["60 labels"]).tolist())
 print(gain)
 
-figure, axes = plt.subplots(figsize=(7, 2.6), layout="constrained")
-for row, (values, color) in enumerate(zip(results.values(), (RED, GREY, BLUE), strict=True)):
-    axes.plot(np.multiply(values, 100), [row] * len(values), "o", color=color, alpha=0.5)
-    axes.plot(100 * np.mean(values), row, "D", color=color, markersize=9)
-axes.axvline(100 * accuracy(teacher), color="black", linestyle="--", linewidth=1, label="teacher")
-axes.set_yticks(range(len(results)), results)
-axes.set_ylim(2.6, -0.6)
-axes.set_xlabel("test accuracy, % (dot: seed, diamond: mean)")
-axes.set_title("The teacher gives the student more than the labels did")
-axes.legend(loc="lower left")
-axes.grid(axis="x", alpha=0.3)
+figure, axes = plt.subplots(figsize=(6, 3.4), layout="constrained")
+draw(axes, results)
+axes.axhline(100 * accuracy(teacher), color="black", linestyle="--", label="the teacher itself")
+axes.set(ylabel="test accuracy, %", xlabel="what the student learns from (dot: seed, diamond: mean)")
+axes.set_title("The teacher tells the student what the labels did not")
+axes.legend(loc="lower right")
 plt.show()
 
 # %% [markdown]
-# Most of the gain comes from the images without labels: the teacher's labels alone bring much of it. What its probabilities add
-# is the distance between the two lower rows.
+# Most of the gain comes from the images without labels: the teacher's labels alone bring it. What its probabilities add is the
+# much smaller step between the two columns on the right.
 #
 # ## What a probability says that a label does not
 #
 # Divide logits by a *temperature* T before the softmax, and with T above 1 the small probabilities grow until they can be seen,
 # and learned from. Here is the image without a label on which the teacher hesitates most, and one on which it is as sure as usual.
 
-
 # %%
-def softmax(logits, temperature):
-    """Probabilities at a temperature, in float64."""
-    z = np.asarray(logits, "float64") / temperature
-    z = np.exp(z - z.max(axis=-1, keepdims=True))
-    return z / z.sum(axis=-1, keepdims=True)
-
-
 unlabelled = images[labels < 0]
 teacher_logits = np.asarray(teacher(unlabelled, training=False))
-second_choice = np.sort(softmax(teacher_logits, 1.0), axis=-1)[:, -2]
+second_choice = np.sort(softmax(teacher_logits, axis=-1))[:, -2]
 order = np.argsort(second_choice)
 chosen = {"the hardest": order[-1], "an ordinary one": order[len(order) // 2]}
 
@@ -182,7 +168,7 @@ for row, (name, index) in enumerate(chosen.items()):
     axes[row, 0].imshow(unlabelled[index, ..., 0], cmap="gray_r")
     axes[row, 0].set(title=name, xticks=[], yticks=[])
     for column, temperature in ((1, 1.0), (2, 4.0)):
-        bars = axes[row, column].bar(range(10), softmax(teacher_logits[index], temperature), color=BLUE)
+        bars = axes[row, column].bar(range(10), softmax(teacher_logits[index] / temperature), color=BLUE)
         axes[row, column].bar_label(bars, fmt=lambda p: f"{100 * p:.0f}" if p >= 0.005 else "", fontsize=8)
         axes[row, column].set(title=f"teacher, T = {temperature:g}", ylim=(0, 1.12), xticks=range(10), yticks=[])
         axes[row, column].set_ylabel("probability, %")
@@ -195,9 +181,11 @@ plt.show()
 # their size. In NumPy:
 
 # %%
-log_p_t, log_p_s = (np.log(softmax(model(unlabelled, training=False), 4.0)) for model in (teacher, distilled[0].student))
-by_hand = 4.0**2 * np.mean(np.sum(np.exp(log_p_t) * (log_p_t - log_p_s), axis=-1))
-by_keras_kd = float(keras_kd.losses.KDLoss(4.0)(teacher_logits, distilled[0].student(unlabelled, training=False)))
+student = distilled[0].student
+student_logits = np.asarray(student(unlabelled, training=False))
+p_t, p_s = softmax(teacher_logits / 4.0, axis=-1), softmax(student_logits / 4.0, axis=-1)
+by_hand = 4.0**2 * np.mean(np.sum(p_t * np.log(p_t / p_s), axis=-1))
+by_keras_kd = float(keras_kd.losses.KDLoss(4.0)(teacher_logits, student_logits))
 print(f"loss against the teacher: {by_hand:.5f} in NumPy, {by_keras_kd:.5f} in keras_kd")
 
 # %% [markdown]
@@ -208,28 +196,25 @@ print(f"loss against the teacher: {by_hand:.5f} in NumPy, {by_keras_kd:.5f} in k
 
 # %%
 default = results["teacher's probabilities"]
-by_temperature = {t: [accuracy(distil(s, temperature=t).student) for s in SEEDS] for t in (1.0, 16.0)} | {4.0: default}
-by_weight = {w: [accuracy(distil(s, student_loss_weight=w).student) for s in SEEDS] for w in (0.0, 0.5, 0.9)} | {0.1: default}
+by_temperature = {t: [accuracy(distil(s, temperature=t).student) for s in SEEDS] for t in ((16.0,) if FAST else (1.0, 16.0))}
+by_weight = {w: [accuracy(distil(s, student_loss_weight=w).student) for s in SEEDS] for w in (() if FAST else (0.0, 0.9))}
+by_temperature, by_weight = (dict(sorted(found.items())) for found in (by_temperature | {4.0: default}, by_weight | {0.1: default}))
 
-figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained", sharey=True)
-for panel, found, name in ((axes[0], by_temperature, "temperature"), (axes[1], by_weight, "student_loss_weight")):
-    found = dict(sorted(found.items()))
-    panel.plot(range(len(found)), [100 * np.mean(values) for values in found.values()], "-D", color=BLUE, label="distilled")
-    for place, (value, values) in enumerate(found.items()):
-        panel.plot([place] * len(values), np.multiply(values, 100), "o", color=BLUE, alpha=0.4)
-        print(f"{name} = {value:<4g} {np.mean(values):.1%}")
-    panel.axhline(100 * np.mean(results["alone"]), color=RED, linestyle="--", label="alone")
-    panel.set_xticks(range(len(found)), [f"{value:g}" for value in found])
+figure, panels = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained", sharey=True)
+for panel, found, name in zip(panels, (by_temperature, by_weight), ("temperature", "student_loss_weight"), strict=True):
+    draw(panel, found)
+    panel.axhline(100 * np.mean(results["60 labels"]), color=RED, linestyle="--", label="60 labels, no teacher")
     panel.set_xlabel(name)
-    panel.grid(axis="y", alpha=0.3)
-axes[0].set_ylabel("test accuracy, %")
-axes[0].legend(loc="center right")
-figure.suptitle("Every setting beats no teacher by far; between them the differences are small")
+    print(name, {value: f"{np.mean(values):.1%}" for value, values in found.items()})
+panels[0].set_ylabel("test accuracy, %")
+panels[0].legend(loc="center")
+figure.suptitle("Having a teacher matters more than how its words are weighed")
 plt.show()
 
 # %% [markdown]
-# On this task nearly any setting will do. Differences as large as the scatter of the seeds are not a reason to prefer one. On other
-# data it can be otherwise: look there, with more than one seed.
+# Here even extreme settings differ little beside what having a teacher gives, and a difference as large as the scatter of the
+# seeds is no reason to prefer one. Other data may answer differently: try a few settings there, with more than one seed. (The
+# learning rate and the epochs of this page were chosen on this split; the comparison of the students is fair, its level is not.)
 #
 # ## Changing your mind while training
 #
@@ -246,14 +231,10 @@ class CoolDown(keras.callbacks.Callback):
         self.model.distillation_losses[0].temperature = 8.0 - 6.0 * progress
         self.model.student_loss_weight = 0.5 * progress
 
-    def on_epoch_end(self, epoch, logs=None):
-        """Puts the temperature beside the losses in the history."""
-        logs["temperature"] = self.model.distillation_losses[0].temperature
-
 
 cooled = distil(0, callbacks=[CoolDown()])
-temperatures = cooled.history.history["temperature"]
-print(f"from T = {temperatures[0]:g} to {temperatures[-1]:g}: {accuracy(cooled.student):.1%}, constant: {default[0]:.1%}")
+temperature = cooled.distillation_losses[0].temperature
+print(f"cooled from T = 8 to {temperature:g}: {accuracy(cooled.student):.1%}, constant: {default[0]:.1%}")
 
 # %% [markdown]
 # ## To the device
@@ -262,7 +243,6 @@ print(f"from T = {temperatures[0]:g} to {temperatures[-1]:g}: {accuracy(cooled.s
 # the file on images that you give it, and refuses to write one that does not compute what the model computes.
 
 # %%
-student = distilled[0].student
 with tempfile.TemporaryDirectory() as folder:
     file = pathlib.Path(folder) / "student.tflite"
     exported = keras_kd.export.to_litert(student, file, check_data=test_x)
@@ -282,11 +262,15 @@ kl_to_teacher = keras_kd.losses.KDLoss(4.0)
 distance_alone, distance = (float(kl_to_teacher(teacher(test_x), model(test_x))) for model in (alone[0], student))
 print(f"distance to the teacher on test images: alone {distance_alone:.2f}, distilled {distance:.2f}")
 
+swept = [np.mean(values) for values in (*by_temperature.values(), *by_weight.values())]
 assert accuracy(teacher) > 0.95
 assert min(gain.differences) > (0.03 if FAST else 0.08), gain  # every seed
-assert distance < 0.3 * distance_alone  # it learned the teacher's probabilities, not only its classes
+assert distance < (0.45 if FAST else 0.3) * distance_alone  # it learned the teacher's probabilities, not only its classes
 assert np.isclose(by_hand, by_keras_kd, rtol=1e-3)
-assert min(np.mean(values) for values in (by_temperature | by_weight).values()) > np.mean(results["alone"])
-assert temperatures[0] == 8.0 and temperatures[-1] == 2.0 and accuracy(cooled.student) > results["alone"][0]
-assert exported.agreement == 1.0 and abs(file_accuracy - accuracy(student)) < 0.005
+assert min(swept) > np.mean(results["60 labels"])  # any setting beats no teacher
+assert FAST or max(swept) - min(swept) < gain.mean / 2  # and they differ less than that
+assert temperature == 2.0
+assert accuracy(cooled.student) > results["60 labels"][0]
+assert exported.agreement == 1.0
+assert np.isclose(file_accuracy, accuracy(student))
 print("All of it holds.")
