@@ -4,6 +4,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 from keras import ops
 
 from keras_kd._tunable import at_least_float32
@@ -15,7 +16,15 @@ _PASSES_ON = (
     "ActivityRegularization", "AlphaDropout", "Average", "Cropping1D", "Cropping2D", "Cropping3D", "Dropout", "Flatten",
     "GaussianDropout", "GlobalAveragePooling1D", "GlobalAveragePooling2D", "GlobalAveragePooling3D", "Identity", "Masking",
     "RepeatVector", "Reshape", "SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D", "Squeeze", "ExpandDims", "Cast",
+    "UpSampling1D", "UpSampling2D", "UpSampling3D",
 )  # fmt: skip
+# Those that give logits whatever they get (a kernel does so too), and those that give logits from logits.
+_MAKES_LOGITS = ("BatchNormalization", "LayerNormalization", "GroupNormalization", "MultiHeadAttention", "LogSoftmax")
+_COMBINES = ("Add", "Subtract", "Multiply", "Divide", "Maximum", "Minimum", "Concatenate", "Rescaling", "TrueDivide",
+             "AveragePooling1D", "AveragePooling2D", "GlobalMaxPooling1D", "GlobalMaxPooling2D", "MaxPooling2D")  # fmt: skip
+# Activations whose outputs are no probabilities.
+_KEEPS_LOGITS = ("linear", "relu", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish", "tanh", "softplus",
+                 "softsign", "log_softmax")  # fmt: skip
 
 
 def output_kinds(model: Any) -> list[str | None]:
@@ -33,27 +42,28 @@ def output_kinds(model: Any) -> list[str | None]:
 
 def _kind_of_tensor(tensor: Any) -> str | None:
     operation, node_index, tensor_index = tensor._keras_history
+    while isinstance(operation, keras.layers.Wrapper):
+        operation, node_index = operation.layer, 0
     if isinstance(operation, keras.layers.InputLayer):
         return None
     if isinstance(operation, keras.Model):
         inner = getattr(operation, "outputs", None)
         return _kind_of_tensor(inner[tensor_index]) if inner else None
-    if isinstance(operation, keras.layers.Wrapper):
-        operation = operation.layer
     name = type(operation).__name__
-    if name in ("Softmax", "LogSoftmax"):
-        last = getattr(operation, "axis", -1) in (-1, (-1,), [-1], len(tensor.shape) - 1)
-        return (SOFTMAX if name == "Softmax" else LOGITS) if last else None
+    if name == "Softmax":
+        return SOFTMAX if operation.axis in (-1, (-1,), [-1], len(tensor.shape) - 1) else None
     if name == "Sigmoid":
         return SIGMOID
-    if getattr(operation, "activation", None) is not None:
+    is_keras = type(operation).__module__.startswith("keras.")
+    identity = name == "Activation" and operation.activation is keras.activations.linear
+    if getattr(operation, "activation", None) is not None and not identity:
         return _kind_of_activation(operation.activation)
-    if not type(operation).__module__.startswith("keras.") or name in ("Lambda", "TorchModuleWrapper", "JaxLayer"):
-        return None  # custom code: anything may come out
+    if is_keras and (name in _MAKES_LOGITS or getattr(operation, "kernel", None) is not None):
+        return LOGITS
     parents = {_kind_of_tensor(parent) for parent in _parents(operation, node_index)}
-    if name in _PASSES_ON and len(parents) == 1:
+    if is_keras and len(parents) == 1 and (name in _PASSES_ON or identity or (name in _COMBINES and parents == {LOGITS})):
         return parents.pop()
-    return LOGITS if not parents & {SOFTMAX, SIGMOID} else None
+    return None  # custom code, or arithmetic that may have made probabilities
 
 
 def _parents(operation: Any, node_index: int) -> list[Any]:
@@ -62,12 +72,12 @@ def _parents(operation: Any, node_index: int) -> list[Any]:
 
 
 def _kind_of_activation(activation: Any) -> str | None:
-    name = str(getattr(activation, "__name__", type(activation).__name__)).lower()
-    if name.startswith("softmax"):
+    if activation in (keras.activations.softmax, tf.nn.softmax) or isinstance(activation, keras.layers.Softmax):
         return SOFTMAX
-    if name == "sigmoid":
+    if activation in (keras.activations.sigmoid, tf.nn.sigmoid):
         return SIGMOID
-    return None if name in ("hard_sigmoid", "<lambda>") else LOGITS
+    name = getattr(activation, "__name__", "")
+    return LOGITS if name in _KEEPS_LOGITS and activation is getattr(keras.activations, name) else None
 
 
 def as_logits(outputs: Any, kind: str) -> Any:
@@ -93,6 +103,18 @@ def as_logits(outputs: Any, kind: str) -> Any:
         if kind == SIGMOID:
             logits = logits - ops.log(ops.maximum(1.0 - p, tiny))
     return _with_mask(logits, getattr(outputs, "_keras_mask", None))
+
+
+def convert(outputs: Any, dtype: str) -> Any:
+    """Converts to a tensor of `dtype`, with the Keras mask and the logits that came with the outputs."""
+    if not keras.ops.is_tensor(outputs):
+        return ops.convert_to_tensor(outputs, dtype=dtype)
+    if keras.backend.standardize_dtype(outputs.dtype) == dtype:
+        return outputs
+    converted = _with_mask(ops.cast(outputs, dtype), getattr(outputs, "_keras_mask", None))
+    if getattr(outputs, "_keras_logits", None) is not None:
+        converted._keras_logits = ops.cast(outputs._keras_logits, dtype)
+    return converted
 
 
 def as_probabilities(outputs: Any, kind: str, *, activation: str = SOFTMAX) -> Any:

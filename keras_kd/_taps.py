@@ -1,6 +1,7 @@
 """What flows through a layer? Reads the outputs of named layers during one ordinary forward pass, on any Keras model."""
 
 import contextlib
+import threading
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -54,31 +55,67 @@ def record(model: keras.Model, names: Iterable[str], *, role: str = "model") -> 
     Raises:
         ValueError: if a name fits no layer or several, or a layer was called several times and the name does not say which.
     """
-    names = list(dict.fromkeys(names))
-    layers = {name: find_layer(model, name, role=role) for name in names}
-    calls: dict[int, list[Any]] = {id(layer): [] for layer in layers.values()}
+    layers = {name: find_layer(model, name, role=role) for name in dict.fromkeys(names)}
     outputs: dict[str, Any] = {}
-    tapped = {id(layer): layer for layer in layers.values()}.values()
-    for layer in tapped:
-        _tap(layer, calls[id(layer)])
-    try:
+    with contextlib.ExitStack() as stack:
+        seen = {id(layer): stack.enter_context(_tap(layer)) for layer in {id(x): x for x in layers.values()}.values()}
         yield outputs
-    finally:
-        for layer in tapped:
-            object.__delattr__(layer, "call")  # the class's own `call` is back
     for name, layer in layers.items():
-        outputs[name] = _choose(name, calls[id(layer)], role)
+        outputs[name] = _choose(name, seen[id(layer)], role)
 
 
-def _tap(layer: keras.layers.Layer, seen: list[Any]) -> None:
-    call = layer.call
+class _Tap:
+    """Stands before a layer's `call`, and tells each thread that listens what came out in that thread.
 
-    def recording_call(*args: Any, **kwargs: Any) -> Any:
-        result = call(*args, **kwargs)
-        seen.append(result)
+    Replicas of tf.distribute and users' own threads may run one model at the same time.
+    """
+
+    def __init__(self, layer: keras.layers.Layer) -> None:
+        self.layer = layer
+        self.call = layer.call
+        self.former = vars(layer).get("call")  # another wrapper on this very object, put back afterwards
+        self.users = 0
+        self.here = threading.local()
+        object.__setattr__(layer, "call", self._recording_call)  # not through Keras: it would track the closure
+
+    def _recording_call(self, *args: Any, **kwargs: Any) -> Any:
+        result = self.call(*args, **kwargs)
+        for seen in getattr(self.here, "listeners", ()):
+            seen.append(result)
         return result
 
-    object.__setattr__(layer, "call", recording_call)  # not through Keras: it would track the closure
+    def remove(self) -> None:
+        """Puts back the `call` that was there."""
+        if self.former is not None:
+            object.__setattr__(self.layer, "call", self.former)
+        else:
+            object.__delattr__(self.layer, "call")  # the class's own is back
+
+
+_LOCK = threading.RLock()
+_TAPS: dict[int, _Tap] = {}
+
+
+@contextlib.contextmanager
+def _tap(layer: keras.layers.Layer) -> Iterator[list[Any]]:
+    """Yields the list of what `layer` gives in this thread while the context is open."""
+    with _LOCK:
+        if id(layer) not in _TAPS:
+            _TAPS[id(layer)] = _Tap(layer)
+        tap = _TAPS[id(layer)]
+        tap.users += 1
+    seen: list[Any] = []
+    listeners = tap.here.__dict__.setdefault("listeners", [])
+    listeners.append(seen)
+    try:
+        yield seen
+    finally:
+        listeners[:] = [other for other in listeners if other is not seen]
+        with _LOCK:
+            tap.users -= 1
+            if tap.users == 0:
+                del _TAPS[id(layer)]
+                tap.remove()
 
 
 def _choose(name: str, seen: list[Any], role: str) -> Any:

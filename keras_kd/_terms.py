@@ -1,16 +1,19 @@
 """How does one distillation loss meet the models' outputs? Picks what it compares, brings it to the right form, gives a scalar."""
 
+import numbers
 import warnings
 from collections.abc import Iterable
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
-from keras_kd import _outputs
+from keras_kd import _outputs, _taps
 from keras_kd._outputs import LOGITS, SIGMOID, SOFTMAX
+from keras_kd.losses import get as get_loss
 from keras_kd.losses.base import DistillationLoss, check_layer_names, snake_case
-from keras_kd.losses.response import ResponseLoss
+from keras_kd.losses.response import KDLoss, ResponseLoss
 
 # Losses of Keras that compare probabilities: their targets must not be logits.
 _CATEGORICAL = (keras.losses.KLDivergence, keras.losses.CategoricalCrossentropy, keras.losses.CategoricalFocalCrossentropy)
@@ -47,7 +50,7 @@ class Term:
             student: the student.
         """
         self.teacher_kinds, self.student_kinds = teacher.kinds, _outputs.output_kinds(student)
-        if not self.compares_outputs or teacher.name == "absent":
+        if not (self.compares_outputs and teacher.is_present):
             return
         shapes = [[tuple(t.shape) for t in getattr(model, "outputs", None) or []] for model in (teacher.model, student)]
         if all(shapes):
@@ -195,7 +198,44 @@ def make_terms(losses: Iterable[Any]) -> list[Term]:
     return terms
 
 
-def warn_about_raw_divergence(loss: Any) -> None:
+def check_layers(term: Term, teacher: Any, student: keras.Model) -> None:
+    """Raises a `ValueError` for a layer name that the models do not have."""
+    for model, names, role in ((teacher.model, term.teacher_layers, "teacher"), (student, term.student_layers, "student")):
+        for name in flat_names([names]) if model is not None else []:
+            _taps.find_layer(model, name, role=role, argument=f"{role}_layer_name")
+
+
+def as_losses(identifiers: Any) -> list[Any]:
+    """Turns what a user gives for `distillation_losses` into a list of losses."""
+    if identifiers is None:
+        return [KDLoss()]
+    found = [get_loss(loss) for loss in (identifiers if isinstance(identifiers, (list, tuple)) else [identifiers])]
+    if not found:
+        raise ValueError("`distillation_losses` must hold at least one loss; None is KDLoss(). Received: an empty list.")
+    for loss in found:
+        _warn_about_raw_divergence(loss)
+    return found
+
+
+def as_weights(weights: Any, found: list[Any]) -> Any:
+    """Turns what a user gives for `distillation_loss_weights` into a list with one weight per loss."""
+    if weights is None:
+        return [1.0] * len(found)
+    weights = np.atleast_1d(np.asarray(weights)).tolist() if isinstance(weights, numbers.Real | np.ndarray) else weights
+    if len(weights) != len(found):
+        raise ValueError(
+            f"`distillation_loss_weights` must hold one number per distillation loss. Received: {len(weights)} weights, "
+            f"{weights!r}, for {len(found)} losses."
+        )
+    return list(weights)
+
+
+def flat_names(groups: Any) -> list[str]:
+    """Flattens layer names: None, one name, or a list of them."""
+    return [name for group in groups if group is not None for name in ([group] if isinstance(group, str) else group)]
+
+
+def _warn_about_raw_divergence(loss: Any) -> None:
     """Says once that the default of `keras.distillation.LogitsDistillation` is no distillation: it has no softmax."""
     if isinstance(loss, keras.distillation.LogitsDistillation) and getattr(loss.loss, "__name__", "") == "kl_divergence":
         warnings.warn(

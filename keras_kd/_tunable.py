@@ -48,6 +48,8 @@ def each(check: Callable[[str, Any], Number]) -> Callable[[str, Any], list[Numbe
     """Returns a check for a list of numbers, every one of which `check` must accept."""
 
     def check_all(name: str, values: Any) -> list[Number]:
+        values = values.tolist() if hasattr(values, "tolist") else values  # NumPy's
+        values = [values] if isinstance(values, numbers.Real) else values
         if isinstance(values, str) or not isinstance(values, Sequence):
             raise TypeError(f"`{name}` must be a list of numbers. Received: {name}={values!r}.")
         return [check(f"{name}[{index}]", value) for index, value in enumerate(values)]
@@ -113,6 +115,9 @@ class _WriteThroughList(list):
 
     def _refuse(self, *args: Any, **kwargs: Any) -> Any:
         raise TypeError(f"`{self._name}` has a fixed length, {len(self)}; assign its items or a list of that length.")
+
+    def __reduce__(self) -> Any:
+        return list, (list(self),)  # copies are plain lists
 
     append = extend = insert = pop = remove = clear = __delitem__ = __iadd__ = __imul__ = sort = reverse = _refuse
 

@@ -88,7 +88,10 @@ def load(dataset: str, seed: int = 0) -> Data:
         teacher, user, labelled = 700, 600, 60
         rest_x, test_x, rest_y, test_y = train_test_split(x, y, train_size=teacher + user, stratify=y, random_state=seed)
     else:
-        (rest_x, rest_y), (test_x, test_y) = getattr(keras.datasets, dataset).load_data()
+        try:
+            (rest_x, rest_y), (test_x, test_y) = getattr(keras.datasets, dataset).load_data()
+        except Exception as error:  # Keras raises a bare Exception
+            raise OSError(f"{dataset} cannot be loaded ({error}). Without a network: --dataset digits needs none.") from error
         rest_x, test_x = (_as_images(x) for x in (rest_x, test_x))
         rest_y, test_y = rest_y.ravel().astype("int64"), test_y.ravel().astype("int64")
         teacher, user, labelled = 20_000, 6_000, 300

@@ -1,13 +1,14 @@
 """How does a student learn from a teacher in `model.fit`? The Distiller: a Keras model with its own training step."""
 
 import threading
+import warnings
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from keras_kd import _outputs, _taps, losses
-from keras_kd._terms import Term, make_terms, warn_about_raw_divergence
+from keras_kd import _outputs, _taps
+from keras_kd._terms import as_losses, as_weights, check_layers, flat_names, make_terms
 from keras_kd._tunable import Tunable, each, fraction, non_negative
 from keras_kd.teachers import AbsentTeacher, FrozenTeacher
 
@@ -85,9 +86,9 @@ class Distiller(keras.Model):
         super().__init__(name=name, dtype=kwargs.pop("dtype", student.dtype_policy), autocast=False, **kwargs)
         self.student = student
         self._step = _Step()
-        self.distillation_losses = _as_losses(distillation_losses)
+        self.distillation_losses = as_losses(distillation_losses)
         self._terms = make_terms(self.distillation_losses)
-        self.distillation_loss_weights = _as_weights(distillation_loss_weights, self.distillation_losses)
+        self.distillation_loss_weights = as_weights(distillation_loss_weights, self.distillation_losses)
         self.student_loss_weight = student_loss_weight
         self._evaluate_teacher = bool(evaluate_teacher)
         self._set_teacher(teacher, teacher_preprocessing)
@@ -120,10 +121,11 @@ class Distiller(keras.Model):
                     "The teacher is the student: a model that follows itself learns nothing. Pass a copy, such as "
                     "keras.models.clone_model(student) with the weights set, or another model."
                 )
+            _check_untouched(teacher, self.student)
             teacher = FrozenTeacher(teacher, preprocessing)
         for term in self._terms:
             term.check(teacher, self.student)
-            _check_layers(term, teacher, self.student)
+            check_layers(term, teacher, self.student)
         self._teacher = teacher
         self.supports_jit = teacher.supports_jit
         self.train_function = self.test_function = None  # compiled steps hold the former teacher
@@ -162,7 +164,7 @@ class Distiller(keras.Model):
         Returns:
             The teacher's outputs in inference mode.
         """
-        outputs, features = self._teacher(x, _names(term.teacher_layers for term in self._terms))
+        outputs, features = self._teacher(x, flat_names(term.teacher_layers for term in self._terms))
         self._step.teacher_features = features
         return outputs
 
@@ -203,15 +205,17 @@ class Distiller(keras.Model):
             loss = self.compute_loss(x, y, y_pred, sample_weight, training=True, teacher=teacher)
             self._loss_tracker.update_state(_across_replicas(loss), sample_weight=_batch_size(x))
             scaled_loss = self.optimizer.scale_loss(loss)
-        variables = self.trainable_variables
-        self.optimizer.apply_gradients(zip(tape.gradient(scaled_loss, variables), variables, strict=True))
+        if variables := self.trainable_variables:
+            self.optimizer.apply_gradients(zip(tape.gradient(scaled_loss, variables), variables, strict=True))
+        else:
+            warnings.warn("The student has no trainable weights: this step changes nothing.", stacklevel=2)
         return self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
 
     # The steps
 
     def call(self, inputs: Any, training: Any = None, **kwargs: Any) -> Any:
         """Calls the student."""
-        with _taps.record(self.student, _names(term.student_layers for term in self._terms), role="student") as features:
+        with _taps.record(self.student, flat_names(term.student_layers for term in self._terms), role="student") as features:
             outputs = self.student(inputs, training=training, **kwargs)
         self._step.student_features = features
         return outputs
@@ -279,6 +283,19 @@ class Distiller(keras.Model):
         self._step.clear()
         return total
 
+    def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
+        """Updates the compiled metrics and returns all logs.
+
+        Args:
+            x: the batch's inputs.
+            y: the labels.
+            y_pred: the student's outputs.
+            sample_weight: weights, or None.
+        """
+        if y is None and self._compile_metrics is not None:
+            raise ValueError("compile(metrics=...) compares with labels, and there are none. Pass y to fit, or no metrics.")
+        return super().compute_metrics(x, y, y_pred, sample_weight=sample_weight)
+
     def get_metrics_result(self) -> dict[str, Any]:
         """Returns the metrics by name; `student_loss` only where there is a supervised loss."""
         results = super().get_metrics_result()
@@ -289,20 +306,20 @@ class Distiller(keras.Model):
     def _frozen_outputs(self, x: Any) -> Any:
         """The teacher's outputs, cut off from any gradient and checked: a NaN would silently ruin the student."""
         outputs = _outputs.map_outputs(tf.stop_gradient, self.teacher_outputs(x))
-        floats = [t for t in keras.tree.flatten(outputs) if keras.backend.is_float_dtype(t.dtype)]
-        finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(t)) for t in floats])
+        floats = [t for t in keras.tree.flatten(outputs) if t.dtype.is_floating]
+        finite = tf.reduce_all(tf.stack([tf.reduce_all(tf.math.is_finite(t)) for t in floats] or [tf.constant(True)]))
         if not self.jit_compile:
             with tf.control_dependencies([tf.debugging.Assert(finite, [self._not_finite()])]):
                 return _outputs.map_outputs(tf.identity, outputs)
         # XLA drops assertions: note it for `_naming_the_teacher`, and spare the student meanwhile.
         known = self._teacher_is_finite.value
         known.assign(tf.logical_and(tf.convert_to_tensor(known), finite))
-        return _outputs.map_outputs(lambda t: tf.where(tf.math.is_finite(t), t, tf.zeros_like(t)), outputs)
+        return _outputs.map_outputs(lambda t: tf.where(finite, t, tf.zeros_like(t)), outputs)
 
     def _not_finite(self) -> str:
         return (
             f'The teacher "{self._teacher.name}" {_NOT_FINITE}, which the student would learn. Check its weights, its '
-            "inputs (teacher_preprocessing=) and, in half precision, their range."
+            "inputs (teacher_preprocessing=) and, in half precision, their range. To mask a class use -1e4, not -inf."
         )
 
     def make_train_function(self, force: bool = False) -> None:
@@ -336,6 +353,45 @@ class Distiller(keras.Model):
         return run
 
     # Being a Keras model
+
+    def compile(
+        self,
+        optimizer: Any = "rmsprop",
+        loss: Any = None,
+        loss_weights: Any = None,
+        metrics: Any = None,
+        weighted_metrics: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Configures training, as for any Keras model; `loss=None` learns from the teacher alone.
+
+        Args:
+            optimizer: name or optimizer.
+            loss: the supervised loss, or None.
+            loss_weights: weights of the supervised losses of several outputs.
+            metrics: metrics of the student's outputs.
+            weighted_metrics: metrics that sample weights apply to.
+            **kwargs: `run_eagerly`, `steps_per_execution`, `jit_compile`, `auto_scale_loss`: see `keras.Model.compile`.
+        """
+        self._compile_loss = self._compile_metrics = None  # Keras would keep those of an earlier call
+        self.supports_jit = self._teacher.supports_jit
+        super().compile(optimizer, loss, loss_weights, metrics, weighted_metrics, **kwargs)
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """Compiles with what `get_compile_config` returned, and builds the optimizer for its state to be loaded."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        self.optimizer.build(self.trainable_variables)
+
+    def export(self, *args: Any, **kwargs: Any) -> None:
+        """Exports the student: see `keras.Model.export`."""
+        self.student.export(*args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Distiller":
+        reduced: Any = self.__reduce__()
+        twin: Distiller = reduced[0](*reduced[1])
+        if self._teacher.is_present:
+            twin.teacher = self.teacher  # shared: it is read only, and no file holds its weights
+        return twin
 
     @property
     def output_names(self) -> Any:
@@ -399,39 +455,20 @@ def _check_model(model: Any, role: str) -> None:
         )
 
 
-def _check_layers(term: Term, teacher: Any, student: keras.Model) -> None:
-    for model, names, role in ((teacher.model, term.teacher_layers, "teacher"), (student, term.student_layers, "student")):
-        for name in _names([names]) if model is not None else []:
-            _taps.find_layer(model, name, role=role, argument=f"{role}_layer_name")
-
-
-def _as_losses(identifiers: Any) -> list[Any]:
-    if identifiers is None:
-        return [losses.KDLoss()]
-    found = [losses.get(loss) for loss in (identifiers if isinstance(identifiers, (list, tuple)) else [identifiers])]
-    if not found:
-        raise ValueError("`distillation_losses` must hold at least one loss; None is KDLoss(). Received: an empty list.")
-    for loss in found:
-        warn_about_raw_divergence(loss)
-    return found
-
-
-def _as_weights(weights: Any, found: list[Any]) -> Any:
-    if weights is None:
-        return [1.0] * len(found)
-    if isinstance(weights, (int, float)):
-        weights = [weights]
-    if len(weights) != len(found):
+def _check_untouched(teacher: keras.Model, student: keras.Model) -> None:
+    """Raises a `ValueError` for a teacher that training would change."""
+    shared = {id(variable) for variable in teacher.variables}
+    if paths := [variable.path for variable in student.trainable_variables if id(variable) in shared]:
         raise ValueError(
-            f"`distillation_loss_weights` must hold one number per distillation loss. Received: {len(weights)} weights, "
-            f"{weights!r}, for {len(found)} losses."
+            f"Training the student would change its teacher: they share the weights {', '.join(paths[:4])}"
+            f"{', ...' if len(paths) > 4 else ''}. Give the student layers of its own (keras.models.clone_model), or set "
+            "`trainable = False` on those that they share."
         )
-    return list(weights)
-
-
-def _names(groups: Any) -> list[str]:
-    """Flattens layer names: None, one name, or a list of them."""
-    return [name for group in groups if group is not None for name in ([group] if isinstance(group, str) else group)]
+    if stateful := [layer.name for layer in teacher._flatten_layers() if getattr(layer, "stateful", False)]:
+        raise ValueError(
+            f"The teacher's layers {', '.join(stateful)} are stateful: what they say depends on the batches before, and every pass "
+            "changes them. Rebuild them with stateful=False."
+        )
 
 
 def _batch_size(x: Any) -> Any:

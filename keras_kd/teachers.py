@@ -20,6 +20,8 @@ class FrozenTeacher:
         preprocessing: callable that turns the student's inputs into the teacher's; None hands them on.
     """
 
+    is_present = True
+
     def __init__(self, model: keras.Model, preprocessing: Any = None) -> None:
         self.model = model
         self.preprocessing = preprocessing
@@ -65,6 +67,7 @@ class AbsentTeacher:
         config: the architecture that the file holds, kept for the next file.
     """
 
+    is_present = False
     name = "absent"
     kinds: list[str | None] = []
     supports_jit = True

@@ -167,3 +167,40 @@ def test_a_structure_of_losses_that_does_not_match_the_outputs_is_named(data):
     distiller.compile("sgd")
     with pytest.raises(ValueError, match="structure of losses in feature_distillation does not match the outputs"):
         distiller.fit(data[0], verbose=0)
+
+
+def test_a_student_that_would_train_the_teachers_own_weights_is_refused():
+    teacher = classifier()
+    stem = teacher.layers[0]
+    student = keras.Model(teacher.inputs, layers.Dense(3)(stem.output))
+    with pytest.raises(ValueError, match=r"they share the weights .*kernel.*clone_model"):
+        Distiller(teacher, student)
+    stem.trainable = False
+    assert Distiller(teacher, student).teacher is teacher
+
+
+def test_a_stateful_teacher_is_refused():
+    teacher = keras.Sequential([keras.Input((3, 4), batch_size=2), layers.LSTM(5, stateful=True, name="memory"), layers.Dense(3)])
+    student = keras.Sequential([keras.Input((3, 4)), layers.Flatten(), layers.Dense(3)])
+    with pytest.raises(ValueError, match="The teacher's layers memory are stateful"):
+        Distiller(teacher, student)
+
+
+def test_metrics_without_labels_are_named(data):
+    distiller = Distiller(classifier(), classifier())
+    distiller.compile("sgd", metrics=["accuracy"])
+    with pytest.raises(ValueError, match=r"compile\(metrics=\.\.\.\) compares with labels"):
+        distiller.fit(data[0], verbose=0)
+
+
+def test_a_teacher_may_bear_any_name():
+    with pytest.raises(ValueError, match="outputs of the same shapes"):
+        Distiller(classifier(classes=5, name="absent"), classifier(classes=3))
+
+
+def test_weights_may_come_as_numpy_numbers():
+    for weights in (np.float32(2.0), np.array([2.0]), 2.0, [2.0], (2,)):
+        distiller = Distiller(classifier(), classifier(), "kd_loss", weights)
+        assert distiller.distillation_loss_weights == [2.0]
+        distiller.distillation_loss_weights = weights
+        assert [type(weight) for weight in distiller.distillation_loss_weights] in ([float], [int])

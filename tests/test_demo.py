@@ -128,3 +128,13 @@ def test_the_command_line_explains_errors_without_a_traceback(monkeypatch, capsy
         cli.main(["demo", "--epochs", "0"])
     assert stop.value.code == 2
     assert "at least 1" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main(["demo", "--epochs", "many"])
+    assert "must be a whole number, at least 1, not many" in capsys.readouterr().err
+
+    def offline():
+        raise Exception("no network")
+
+    monkeypatch.setattr(demo.keras.datasets.mnist, "load_data", offline)
+    assert cli.main(["demo", "--dataset", "mnist", "--out", str(tmp_path / "x")]) == 1
+    assert "mnist cannot be loaded (no network). Without a network: --dataset digits" in capsys.readouterr().err

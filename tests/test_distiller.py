@@ -1,5 +1,7 @@
 """The Distiller's training: what it computes, under every option of `compile` and `fit`, against plain Keras training."""
 
+import copy
+
 import keras
 import numpy as np
 import pytest
@@ -549,3 +551,51 @@ def test_the_tape_does_not_watch_the_teacher(teacher, student, data):
         tf.GradientTape = original
     assert watched
     assert not {id(v.value) for v in teacher.variables} & set(watched)
+
+
+def test_compiling_again_forgets_the_former_loss_and_metrics(teacher, student, data):
+    distiller = Distiller(teacher, student)
+    distiller.compile("sgd", loss=FROM_LOGITS, metrics=["accuracy"])
+    distiller.fit(*data, verbose=0)
+    distiller.compile("sgd", loss=None)
+    assert set(distiller.fit(data[0], verbose=0).history) == {"loss", "distillation_loss"}
+
+
+def test_a_frozen_student_gets_a_warning_as_in_keras(teacher, student, data):
+    student.trainable = False
+    distiller = Distiller(teacher, student)
+    distiller.compile("sgd", loss=FROM_LOGITS)
+    with pytest.warns(UserWarning, match="no trainable weights"):
+        distiller.fit(*data, verbose=0)
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_outputs_that_are_no_floats_pass_through(options, data):
+    def model():
+        inputs = keras.Input((4,))
+        logits = layers.Dense(3)(inputs)
+        return keras.Model(inputs, [logits, keras.ops.argmax(logits, axis=-1)])
+
+    distiller = Distiller(model(), model(), losses.KDLoss(output_name=0))
+    distiller.compile("sgd", **options)
+    assert np.isfinite(distiller.fit(data[0], verbose=0).history["loss"][0])
+
+
+def test_a_copy_has_the_teacher_and_a_student_of_its_own(teacher, student, data):
+    distiller = Distiller(teacher, student)
+    distiller.compile("sgd", loss=FROM_LOGITS)
+    distiller.fit(*data, verbose=0)
+    twin_of_it = copy.deepcopy(distiller)
+    assert twin_of_it.teacher is teacher
+    assert twin_of_it.student is not student
+    before = student.get_weights()
+    assert np.isfinite(twin_of_it.fit(*data, verbose=0).history["loss"][0])
+    for a, b in zip(before, student.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_its_own_export_is_the_students(teacher, student, data, tmp_path):
+    distiller = Distiller(teacher, student)
+    distiller.export(tmp_path / "saved", verbose=False)
+    loaded = tf.saved_model.load(str(tmp_path / "saved"))
+    np.testing.assert_allclose(loaded.serve(data[0]), student(data[0]), rtol=1e-5)

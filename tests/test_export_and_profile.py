@@ -102,3 +102,69 @@ def test_a_profile_counts_and_times(tmp_path):
     for found in profiles:
         assert 0 < found.latency.low <= found.latency.median <= found.latency.high
     assert profiles[0].latency.median < profiles[1].latency.median
+
+
+@pytest.mark.parametrize("who", ["model", "file"])
+def test_nan_is_not_taken_for_agreement(who, tmp_path, monkeypatch):
+    model = conv_net()
+    if who == "model":
+        model.layers[-1].bias.assign([np.nan] * 3)
+    else:
+        monkeypatch.setattr(export, "run_litert", lambda content, inputs: [np.full((8, 3), np.nan)])
+    with pytest.raises(RuntimeError, match="gives NaN"):
+        export.to_litert(model, tmp_path / "m.tflite")
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16", "float64"])
+def test_models_of_other_precisions_are_exported_in_float32(policy, tmp_path):
+    keras.config.set_dtype_policy(policy)
+    try:
+        model = conv_net()
+    finally:
+        keras.config.set_dtype_policy("float32")
+    report = export.to_litert(model, tmp_path / "m.tflite")
+    x = np.random.default_rng(1).normal(size=(5, 8, 8, 1)).astype("float32")
+    (found,) = export.run_litert(report.path, x)
+    np.testing.assert_allclose(found, model.predict(x, verbose=0).astype("float32"), atol=2e-2)
+    assert model.dtype_policy.name == policy
+
+
+@pytest.mark.parametrize("layer", [layers.LSTM(4), layers.GRU(4), layers.Bidirectional(layers.LSTM(3))], ids=lambda x: x.name)
+def test_recurrent_models_are_exported_for_single_samples_and_run_on_many(layer, tmp_path):
+    model = keras.Sequential([keras.Input((5, 3)), layer, layers.Dense(2)])
+    x = np.random.default_rng(1).normal(size=(6, 5, 3)).astype("float32")
+    report = export.to_litert(model, tmp_path / "m.tflite", check_data=x)
+    assert report.samples == 6
+    (found,) = export.run_litert(report.path, x)
+    np.testing.assert_allclose(found, model.predict(x, verbose=0), atol=1e-5)
+
+
+def test_token_models_are_checked_on_different_tokens(tmp_path):
+    model = keras.Sequential([keras.Input((6,), dtype="int32"), layers.Embedding(9, 4), layers.Flatten(), layers.Dense(3)])
+    assert len(np.unique(export._random_inputs(model), axis=0)) > 1
+    assert export.to_litert(model, tmp_path / "m.tflite").agreement == 1.0
+
+
+def test_a_dict_of_check_data_goes_by_the_names_of_the_inputs(tmp_path):
+    z, a = keras.Input((4,), name="z"), keras.Input((4,), name="a")
+    model = keras.Model([z, a], layers.Dense(3)(layers.Concatenate()([z, a])))
+    data = {"a": np.ones((3, 4), "float32"), "z": -np.ones((3, 4), "float32")}
+    assert export.to_litert(model, tmp_path / "m.tflite", check_data=data).max_difference < 1e-5
+
+
+@pytest.mark.parametrize("data", [np.empty((0, 8, 8, 1)), 3.0, "x", []])
+def test_check_data_that_is_no_data_is_named(data, tmp_path):
+    with pytest.raises(ValueError, match="`check_data` must be"):
+        export.to_litert(conv_net(), tmp_path / "m.tflite", check_data=data)
+    with pytest.raises(IsADirectoryError, match="must be a file"):
+        export.to_litert(conv_net(), tmp_path)
+
+
+def test_a_model_that_the_converter_refuses_is_named(tmp_path, monkeypatch):
+    def refuse(model, inputs, batch):
+        raise TypeError("\n\nno kernel for frobnicate\nmore")
+
+    monkeypatch.setattr(export, "_convert_for", refuse)
+    with pytest.raises(RuntimeError, match='refuses ".*". Nothing was written. It says: no kernel for frobnicate'):
+        export.to_litert(conv_net(), tmp_path / "m.tflite")

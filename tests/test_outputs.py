@@ -41,6 +41,30 @@ CASES = {
     ),
     "nested": (lambda x: keras.Sequential([keras.Input((4,)), layers.Dense(3, activation="softmax")])(x), "softmax"),
     "lambda": (lambda x: layers.Lambda(lambda z: z)(layers.Dense(3)(x)), None),
+    "linear activation in float32 after softmax": (
+        lambda x: layers.Activation("linear", dtype="float32")(layers.Dense(3, activation="softmax")(x)),
+        "softmax",
+    ),
+    "a model per time step": (
+        lambda x: layers.TimeDistributed(keras.Sequential([keras.Input((2,)), layers.Dense(3, activation="softmax")]))(
+            layers.Reshape((2, 2))(x)
+        ),
+        "softmax",
+    ),
+    "the user's own activation": (lambda x: layers.Dense(3, activation=lambda z: keras.activations.softmax(z))(x), None),
+    "sparsemax": (lambda x: layers.Dense(3, activation="sparsemax")(x), None),
+    "sparse sigmoid": (lambda x: layers.Dense(3, activation="sparse_sigmoid")(x), None),
+    "relu": (lambda x: layers.Dense(3, activation="relu")(x), "logits"),
+    "upsampling after a custom layer": (
+        lambda x: layers.UpSampling1D()(Custom()(layers.Reshape((2, 2))(layers.Dense(4)(x)))),
+        None,
+    ),
+    "a softmax by hand": (lambda x: (lambda e: e / keras.ops.sum(e, -1, keepdims=True))(keras.ops.exp(layers.Dense(3)(x))), None),
+    "global pooling of a convolution": (
+        lambda x: layers.GlobalAveragePooling1D()(layers.Conv1D(3, 1)(layers.Reshape((2, 2))(x))),
+        "logits",
+    ),
+    "scaled logits": (lambda x: layers.Rescaling(0.1)(layers.Dense(3)(x)), "logits"),
     "custom layer": (lambda x: Custom()(layers.Dense(3)(x)), None),
     "the input itself": (lambda x: layers.Identity()(x), None),
 }

@@ -1,5 +1,7 @@
 """Reading what layers give, in one pass of any model, and leaving no trace."""
 
+import threading
+
 import keras
 import numpy as np
 import pytest
@@ -73,4 +75,35 @@ def test_an_error_inside_leaves_no_tap_behind():
     with pytest.raises(RuntimeError, match="mine"):
         with _taps.record(model, ["head"]):
             raise RuntimeError("mine")
+    assert "call" not in vars(model.layers[-1])
+
+
+def test_another_wrapper_on_the_same_layer_stays():
+    model = nested()
+    layer, calls = model.layers[-1], []
+    original = layer.call
+    object.__setattr__(layer, "call", lambda *args, **kwargs: calls.append(1) or original(*args, **kwargs))
+    for _ in range(2):
+        with _taps.record(model, ["head"]):
+            model(X)
+    model(X)
+    assert len(calls) == 3
+
+
+def test_threads_read_their_own_passes():
+    model, failures = nested(), []
+
+    def work(scale):
+        for _ in range(40):
+            with _taps.record(model, ["head"]) as found:
+                y = model(scale * X)
+            if not np.array_equal(found["head"], y):
+                failures.append(scale)
+
+    threads = [threading.Thread(target=work, args=(scale,)) for scale in (1.0, 2.0, 3.0)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
     assert "call" not in vars(model.layers[-1])

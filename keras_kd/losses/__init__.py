@@ -31,21 +31,30 @@ def get(identifier: Any) -> Any:
     """
     if isinstance(identifier, str):
         return _from_name(identifier)
-    if isinstance(identifier, keras.losses.Loss) or callable(getattr(identifier, "compute_loss", None)):
+    is_loss = isinstance(identifier, keras.losses.Loss) or callable(getattr(identifier, "compute_loss", None))
+    if is_loss and not isinstance(identifier, type):
         return identifier
     raise TypeError(
         "A distillation loss must be a loss of `keras_kd.losses` or of `keras.distillation`, a `keras.losses.Loss`, or a name. "
         f"Received: {identifier!r} of type {type(identifier).__name__}."
+        + (f" Write {identifier.__name__}() for an object of the class." if isinstance(identifier, type) else "")
     )
 
 
 def _from_name(name: str) -> Any:
     if loss := _BY_NAME.get(name) or _BY_NAME.get(snake_case(name)):
         return loss()
-    # By its class name, since `keras.losses.get("mean_squared_error")` gives a function, which knows no sample weights.
-    found = getattr(keras.losses, "".join(part.title() for part in name.split("_")) if name.islower() else name, None)
-    if isinstance(found, type) and issubclass(found, keras.losses.Loss) and found is not keras.losses.Loss:
-        return found()
+    try:
+        found = keras.losses.get(name)
+    except ValueError:
+        found = None
+    # Keras gives a function for most names, which knows no sample weights: its class does.
+    classes = {snake_case(key): value for key, value in vars(keras.losses).items() if isinstance(value, type)}
+    found = classes.get(getattr(found, "__name__", ""), found)
+    if isinstance(found, type):
+        found = found()
+    if isinstance(found, keras.losses.Loss):
+        return found
     raise ValueError(f"Unknown distillation loss {name!r}. Known: {', '.join(_BY_NAME)}, and the classes of `keras.losses`.")
 
 

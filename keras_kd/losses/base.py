@@ -22,8 +22,8 @@ class DistillationLoss(keras.losses.Loss):
     may set `uses_mask = True`: then `y_true` is a dict too, with a "mask" (1 where a position is real) if the student's output
     has one.
 
-    The same object works in `keras_kd.Distiller`, in `model.compile(loss=...)` on stored teacher outputs, and in
-    `keras.distillation.Distiller`.
+    The same object works in `keras_kd.Distiller` and, if it uses no labels, in `model.compile(loss=...)` on stored teacher
+    outputs and in `keras.distillation.Distiller`, which have no place for labels beside the teacher's outputs.
 
     Args:
         name: name in the logs. Defaults to the class name in snake case.
@@ -93,7 +93,9 @@ class DistillationLoss(keras.losses.Loss):
                 f"{type(self).__name__} compares with the ground truth too and got no labels. Pass "
                 f'y_true={{"teacher": teacher_output, "labels": labels}}; in a Distiller, call fit(x, y) with y.'
             )
-        return dict(unpacked) if self.uses_labels else {"teacher": unpacked["teacher"]}
+        if not self.uses_labels:
+            return {"teacher": unpacked["teacher"]}
+        return {**unpacked, "labels": ops.convert_to_tensor(unpacked["labels"])}
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""

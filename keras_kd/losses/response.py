@@ -4,12 +4,13 @@ Notation: z are logits, of shape `(batch, ..., classes)`; p = softmax(z / T); su
 class takes `from_logits`, and turns probabilities into logits (their logs) before anything else.
 """
 
+import math
 from typing import Any
 
 import keras
 from keras import ops
 
-from keras_kd._outputs import SIGMOID, SOFTMAX, as_logits, shapes_agree
+from keras_kd._outputs import SIGMOID, SOFTMAX, as_logits, convert, shapes_agree
 from keras_kd._tunable import Tunable, each, fraction, non_negative, positive
 from keras_kd.losses._math import DIVERGENCES, forward_kl, pearson, present_rows, rows, split_target, standardized
 from keras_kd.losses.base import DistillationLoss
@@ -40,7 +41,7 @@ class ResponseLoss(DistillationLoss):
     def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
         """Brings both sides to logits and computes the weighted, reduced loss: see `DistillationLoss`."""
         y_true = self._unpack(y_true)
-        y_true["teacher"], y_pred = ops.convert_to_tensor(y_true["teacher"]), ops.convert_to_tensor(y_pred)
+        y_true["teacher"], y_pred = convert(y_true["teacher"], self.dtype), convert(y_pred, self.dtype)
         if self.from_logits is None and getattr(y_pred, "_keras_logits", None) is not None:
             raise ValueError(
                 f"{type(self).__name__} cannot know whether `y_true` holds logits or probabilities, while `y_pred` comes out of a "
@@ -79,7 +80,7 @@ class ResponseLoss(DistillationLoss):
             Tensor of the shape and dtype of `z`.
         """
         classes = z.shape[-1]
-        if len(labels.shape) == len(z.shape) and labels.shape[-1] == classes:
+        if len(labels.shape) == len(z.shape) and labels.shape[-1] in (classes, None):
             known = ops.sum(labels, axis=-1) > 0
             indices = ops.argmax(labels, axis=-1)
         else:
@@ -90,7 +91,8 @@ class ResponseLoss(DistillationLoss):
                     f"Labels must be class indices of shape {tuple(z.shape)[:-1]} or one-hot of shape {tuple(z.shape)}. Received: "
                     f"labels of shape {tuple(labels.shape)}."
                 )
-            known = labels >= 0
+            # An index beyond the classes is a mistake that must show, as it does in Keras' own losses: NaN.
+            known = ops.where(labels >= classes, float("nan"), ops.cast(labels >= 0, self.dtype))
             indices = ops.maximum(ops.cast(labels, "int32"), 0)
         one_hot = ops.one_hot(indices, classes, dtype=self.dtype)
         return one_hot * ops.expand_dims(ops.cast(known, self.dtype), -1)
@@ -186,8 +188,10 @@ class KDLoss(ResponseLoss):
         temperature = Tunable.tensor(self, "temperature")
         log_p_t, log_p_s = self._log_probabilities(z_t / temperature), self._log_probabilities(z_s / temperature)
         if self.targets == "mixed":
-            q = self.mix * ops.exp(log_p_t) + (1 - self.mix) * self._hard_targets(z_t)
-            log_p_t = ops.log(ops.maximum(q, 1e-30))  # q is 0 where both of its parts are: 0 log 0 = 0
+            # log q, in logarithms throughout: p_t may be too small for its exponential. 1e30 stands for infinity.
+            log_mix, log_rest = (math.log(share) if share > 0 else -1e30 for share in (self.mix, 1 - self.mix))
+            hard = self._hard_targets(z_t)
+            log_p_t = ops.logaddexp(log_mix + log_p_t, hard * log_rest + (1 - hard) * -1e30)
         return temperature**2 * self._sum(DIVERGENCES[self.divergence](log_p_t, log_p_s))
 
     def _log_probabilities(self, z: Any) -> Any:
@@ -252,7 +256,7 @@ class DKDLoss(ResponseLoss):
     uses_labels = True
     temperature = Tunable(positive)
 
-    def __init__(self, alpha: float = 1.0, beta: float = 8.0, *, temperature: float = 4.0, **kwargs: Any) -> None:
+    def __init__(self, alpha: float = 1.0, beta: float = 8.0, temperature: float = 4.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.alpha = non_negative("alpha", alpha)
         self.beta = non_negative("beta", beta)
@@ -316,7 +320,7 @@ class DISTLoss(ResponseLoss):
     uses_mask = True
     temperature = Tunable(positive)
 
-    def __init__(self, beta: float = 1.0, gamma: float = 1.0, *, temperature: float = 1.0, **kwargs: Any) -> None:
+    def __init__(self, beta: float = 1.0, gamma: float = 1.0, temperature: float = 1.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.beta = non_negative("beta", beta)
         self.gamma = non_negative("gamma", gamma)
@@ -378,7 +382,7 @@ class NKDLoss(ResponseLoss):
     uses_labels = True
     temperature = Tunable(positive)
 
-    def __init__(self, gamma: float = 1.5, *, temperature: float = 1.0, **kwargs: Any) -> None:
+    def __init__(self, gamma: float = 1.5, temperature: float = 1.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.gamma = non_negative("gamma", gamma)
         self.temperature = temperature
@@ -438,9 +442,9 @@ class MultiLevelKDLoss(ResponseLoss):
 
     def __init__(self, temperatures: Any = (2, 3, 4, 5, 6), **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if not isinstance(temperatures, str) and hasattr(temperatures, "__len__") and len(temperatures) == 0:
-            raise ValueError("`temperatures` must hold at least one number. Received: an empty list.")
         self.temperatures = temperatures
+        if not self.temperatures:
+            raise ValueError("`temperatures` must hold at least one number. Received: an empty list.")
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
         """Returns one value per position, for logits of shape `(batch, ..., classes)`."""

@@ -1,5 +1,7 @@
 """Values and gradients of the response losses against `tests/references.py`, in float64 to 1e-9."""
 
+import copy
+
 import keras
 import numpy as np
 import pytest
@@ -208,7 +210,7 @@ def test_bad_weights_and_empty_temperatures_are_refused():
     with pytest.raises(ValueError, match="at least one"):
         losses.MultiLevelKDLoss([])
     with pytest.raises(TypeError, match="list of numbers"):
-        losses.MultiLevelKDLoss(3)
+        losses.MultiLevelKDLoss("hot")
 
 
 def test_shapes_that_do_not_agree_are_named():
@@ -237,3 +239,69 @@ def test_a_loss_is_found_by_its_name():
         losses.get("kdd")
     with pytest.raises(TypeError, match="Received: 3"):
         losses.get(3)
+
+
+@pytest.mark.parametrize("mix", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("kind", ["forward_kl", "reverse_kl", "jensen_shannon"])
+def test_mixed_targets_are_exact_for_a_confident_teacher(kind, mix):
+    if (mix, kind) == (0.0, "reverse_kl"):
+        pytest.skip("infinite")
+    teacher, student = np.array([[100.0, 0.0, -20.0]]), np.array([[0.0, 1.0, 2.0]])
+    loss = losses.KDLoss(1.0, "mixed", mix=mix, divergence=kind, dtype="float64")
+    log_p, log_s = references.log_softmax(teacher), references.log_softmax(student)
+    hard = np.array([[1.0, 0.0, 0.0]])
+    with np.errstate(divide="ignore"):
+        log_q = np.logaddexp(np.log(mix) + log_p, np.log((1 - mix) * hard))
+    q, s = np.exp(log_q), np.exp(log_s)
+
+    def kl(p, log_p, log_q):
+        return np.sum(np.where(p > 0, p * (np.maximum(log_p, -1e300) - log_q), 0))
+
+    log_m = np.logaddexp(log_q, log_s) - np.log(2)
+    expected = {
+        "forward_kl": kl(q, log_q, log_s),
+        "reverse_kl": kl(s, log_s, log_q),
+        "jensen_shannon": 0.5 * kl(q, log_q, log_m) + 0.5 * kl(s, log_s, log_m),
+    }[kind]
+    np.testing.assert_allclose(loss(teacher, student), expected, rtol=1e-9)
+
+
+def test_python_lists_and_float32_probabilities_are_computed_in_the_losss_own_dtype():
+    expected = np.mean(references.kd(T, S))
+    np.testing.assert_allclose(losses.KDLoss(dtype="float64")(T.tolist(), S.tolist()), expected, rtol=1e-12)
+    p_t, p_s = references.softmax(T).astype("float32"), references.softmax(S).astype("float32")
+    expected = np.mean(references.kd(np.log(p_t.astype("float64")), np.log(p_s.astype("float64"))))
+    np.testing.assert_allclose(losses.KDLoss(from_logits=False, dtype="float64")(p_t, p_s), expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("make", [losses.DKDLoss, losses.NKDLoss])
+def test_labels_may_be_lists_and_of_any_numeric_dtype(make):
+    loss = make(dtype="float64")
+    expected = loss({"teacher": T, "labels": LABELS}, S)
+    for labels in (LABELS.tolist(), LABELS.astype("uint8"), LABELS.astype("float32"), np.eye(5, dtype="int32")[LABELS]):
+        np.testing.assert_allclose(loss({"teacher": T, "labels": labels}, S), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("make", [losses.DKDLoss, losses.NKDLoss])
+def test_a_class_that_does_not_exist_shows(make):
+    assert np.isnan(make()({"teacher": T, "labels": np.full(6, 5)}, S))
+
+
+def test_one_hot_labels_may_have_an_unknown_shape_in_a_graph():
+    loss = losses.DKDLoss(dtype="float64")
+    signature = [tf.TensorSpec((None, 5), "float64"), tf.TensorSpec((None, None), "float64"), tf.TensorSpec((None, 5), "float64")]
+    compiled = tf.function(lambda t, y, s: loss({"teacher": t, "labels": y}, s), input_signature=signature)
+    np.testing.assert_allclose(compiled(T, np.eye(5)[LABELS], S), np.mean(references.dkd(T, S, LABELS)), rtol=1e-9)
+
+
+def test_temperatures_come_from_arrays_too_and_copies_are_plain_lists():
+    loss = losses.MultiLevelKDLoss(np.array([1.0, 2.0]))
+    assert copy.deepcopy(loss.temperatures) == loss.temperatures == [1.0, 2.0]
+
+
+def test_names_and_aliases_of_keras_are_found_and_a_class_is_refused():
+    for name in ("mse", "MSE", "mean_squared_error", "MeanSquaredError"):
+        assert isinstance(losses.get(name), keras.losses.MeanSquaredError)
+    assert isinstance(losses.get("kl_divergence"), keras.losses.KLDivergence)
+    with pytest.raises(TypeError, match=r"Write KDLoss\(\) for an object"):
+        losses.get(losses.KDLoss)
