@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Without TensorFlow's notes on processors and missing GPUs.
+# With fewer of TensorFlow's notes on processors and missing GPUs.
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 .PHONY: demo test lint format types docs-test bench wheel tutorials clean
@@ -26,8 +26,8 @@ $(DEV): pyproject.toml | $(BIN)/python
 demo: $(DEMO)  ## teacher, student alone, student distilled, LiteRT file: a table and a picture in runs/demo
 	$(BIN)/keras-kd demo
 
-test: $(DEV)  ## all tests, the slow ones and those of the examples too
-	$(BIN)/python -m pytest
+test: $(DEV)  ## all tests, the slow ones and those of the examples too, on all cores
+	$(BIN)/python -m pytest -n auto
 
 lint: $(DEV)  ## style and formatting
 	$(BIN)/ruff check

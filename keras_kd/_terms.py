@@ -61,6 +61,13 @@ class Term:
                     f"student {shapes[1]}."
                 )
         if isinstance(self.loss, ResponseLoss) and self.loss.from_logits is None and self.loss.output_name is None:
+            found = {*self.teacher_kinds, *self.student_kinds}
+            if {SOFTMAX, SIGMOID} <= found and len(self.teacher_kinds) == len(self.student_kinds) == 1:
+                raise ValueError(
+                    "Teacher and student must mean the same by their outputs. Received: a teacher that ends in "
+                    f"{self.teacher_kinds[0]}, a student that ends in {self.student_kinds[0]}. For one class of several end both "
+                    "in softmax (or logits), for independent yes-or-no labels both in sigmoid (or logits)."
+                )
             for kinds, role in ((self.teacher_kinds, "teacher"), (self.student_kinds, "student")):
                 for kind in kinds or [None]:
                     self._known(kind, role)

@@ -64,10 +64,10 @@ class Tunable:
     the variable is kept; a half precision is raised to float32.
 
     Args:
-        check: function of `(name, value)` that returns the value to keep or raises.
+        check: function of `(name, value)` that returns the value to keep or raises. By default any finite number passes.
     """
 
-    def __init__(self, check: Callable[[str, Any], Any]) -> None:
+    def __init__(self, check: Callable[[str, Any], Any] = finite_number) -> None:
         self.check = check
 
     def __set_name__(self, owner: type, name: str) -> None:

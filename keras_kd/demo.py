@@ -28,6 +28,7 @@ from keras_kd.profile import Profile, profile
 
 DATASETS = ("digits", "fashion_mnist", "mnist", "cifar10")
 NO_LABEL = -1
+WRITTEN = ("report.png", "results.json", "student.tflite", "teacher.tflite")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,11 +214,12 @@ def run(settings: Settings, out: str | os.PathLike[str] = "runs/demo", *, verbos
     best = _most_agreeing(students["distilled"], teacher, data.images)
     teacher_profile, _ = _export(teacher, folder / "teacher.tflite", data)
     student_profile, exported = _export(best, folder / "student.tflite", data)
-    entries = _entries(data, teacher, students, exported.path, teacher_profile, student_profile)
+    shipped = f"tflite of seed {settings.seed + students['distilled'].index(best)}"
+    entries = _entries(data, teacher, students, exported.path, teacher_profile, student_profile, shipped)
     gain = report.Gain([b - a for a, b in zip(entries[1].accuracies, entries[2].accuracies, strict=True)])
     results = _results(settings, data, entries, gain, exported, time.perf_counter() - start)
     (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    report.plot(entries, folder / "report.png", title=f"{settings.dataset}: {gain}")
+    report.plot(entries, folder / "report.png", title=f"{settings.dataset}. {gain}")
     if verbose:
         _print(data, settings, entries, gain, exported, folder)
     return results
@@ -235,7 +237,13 @@ def _export(model: keras.Model, path: pathlib.Path, data: Data) -> tuple[Profile
 
 
 def _entries(
-    data: Data, teacher: keras.Model, students: dict[str, list[keras.Model]], path: Any, of_teacher: Profile, of_student: Profile
+    data: Data,
+    teacher: keras.Model,
+    students: dict[str, list[keras.Model]],
+    path: Any,
+    of_teacher: Profile,
+    of_student: Profile,
+    shipped: str,
 ) -> list[report.Entry]:
     def entry(name: str, accuracies: list[float], measured: Profile) -> report.Entry:
         numbers = (measured.parameters, measured.size, measured.gzip_size, measured.latency.median)
@@ -247,7 +255,7 @@ def _entries(
         entry("teacher", [accuracy(teacher, *data.test)], of_teacher),
         entry("student alone", alone, of_student),
         entry("student distilled", distilled, of_student),
-        entry("student.tflite", [of_file], of_student),
+        entry(shipped, [of_file], of_student),
     ]
 
 
@@ -293,11 +301,13 @@ def _print(data: Data, settings: Settings, entries: Any, gain: Any, exported: ex
     )
     console.print(report.table(entries))
     console.print(f"[bold]{gain}[/bold]")
+    if max(entry.mean for entry in entries[1:3]) < 0.5:
+        console.print("Both students are far from trained: this says nothing yet. More --epochs.")
     console.print(
         f"student.tflite agrees with its Keras model on {exported.agreement:.1%} of {exported.samples} images "
         f"(largest difference of a logit {exported.max_difference:.1e})."
     )
-    console.print(f"Written: {', '.join(str(folder / name) for name in ('report.png', 'results.json', 'student.tflite'))}")
+    console.print(f"Written: {', '.join(str(folder / name) for name in WRITTEN)}")
 
 
 class _Progress:

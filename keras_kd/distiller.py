@@ -1,5 +1,6 @@
 """How does a student learn from a teacher in `model.fit`? The Distiller: a Keras model with its own training step."""
 
+import contextlib
 import threading
 import warnings
 from typing import Any
@@ -10,7 +11,7 @@ import tensorflow as tf
 from keras_kd import _outputs, _taps
 from keras_kd._terms import as_losses, as_weights, check_layers, flat_names, make_terms
 from keras_kd._tunable import Tunable, each, fraction, non_negative
-from keras_kd.teachers import AbsentTeacher, FrozenTeacher
+from keras_kd.teachers import AbsentTeacher, FrozenTeacher, check_inputs, check_model, check_untouched
 
 _NOT_FINITE = "gave NaN or infinite outputs"
 
@@ -81,7 +82,7 @@ class Distiller(keras.Model):
         evaluate_teacher: bool = True,
         **kwargs: Any,
     ) -> None:
-        _check_model(student, "student")
+        check_model(student, "student")
         # The student's policy decides on loss scaling; inputs reach it as they are, since it casts them itself.
         super().__init__(name=name, dtype=kwargs.pop("dtype", student.dtype_policy), autocast=False, **kwargs)
         self.student = student
@@ -115,13 +116,15 @@ class Distiller(keras.Model):
 
     def _set_teacher(self, teacher: Any, preprocessing: Any) -> None:
         if not isinstance(teacher, AbsentTeacher):
-            _check_model(teacher, "teacher")
+            check_model(teacher, "teacher")
             if teacher is self.student:
                 raise ValueError(
                     "The teacher is the student: a model that follows itself learns nothing. Pass a copy, such as "
                     "keras.models.clone_model(student) with the weights set, or another model."
                 )
-            _check_untouched(teacher, self.student)
+            check_untouched(teacher, self.student)
+            if preprocessing is None and type(self).teacher_outputs is Distiller.teacher_outputs:
+                check_inputs(teacher, self.student)
             teacher = FrozenTeacher(teacher, preprocessing)
         for term in self._terms:
             term.check(teacher, self.student)
@@ -284,7 +287,9 @@ class Distiller(keras.Model):
         return total
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
-        """Updates the compiled metrics and returns all logs.
+        """Updates the compiled metrics and returns all logs; without labels, those that need none.
+
+        So `fit(x, validation_data=(x_val, y_val))` trains without labels and validates with metrics.
 
         Args:
             x: the batch's inputs.
@@ -292,13 +297,19 @@ class Distiller(keras.Model):
             y_pred: the student's outputs.
             sample_weight: weights, or None.
         """
-        if y is None and self._compile_metrics is not None:
-            raise ValueError("compile(metrics=...) compares with labels, and there are none. Pass y to fit, or no metrics.")
-        return super().compute_metrics(x, y, y_pred, sample_weight=sample_weight)
+        if y is not None or self._compile_metrics is None:
+            return super().compute_metrics(x, y, y_pred, sample_weight=sample_weight)
+        known = self._compile_metrics.result() if getattr(self._compile_metrics, "built", False) else {}
+        return {name: value for name, value in self.get_metrics_result().items() if name not in known}
 
     def get_metrics_result(self) -> dict[str, Any]:
         """Returns the metrics by name; `student_loss` only where there is a supervised loss."""
-        results = super().get_metrics_result()
+        results: dict[str, Any] = {}
+        for metric in self.metrics:
+            if metric is self._compile_metrics and not getattr(metric, "built", True):  # no labels have come yet
+                continue
+            result = metric.result()
+            results.update(result if isinstance(result, dict) else {metric.name: result})
         if self._compile_loss is None:
             results.pop("student_loss", None)
         return results
@@ -419,7 +430,8 @@ class Distiller(keras.Model):
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> "Distiller":
         """Rebuilds a Distiller without its teacher's weights: `fit` asks for `distiller.teacher = your_teacher`."""
         config = dict(config)
-        with keras.saving.custom_object_scope(custom_objects or {}):
+        # A scope of Keras replaces the one around it, such as that of load_model(custom_objects=): open none without need.
+        with keras.saving.custom_object_scope(custom_objects) if custom_objects else contextlib.nullcontext():
             for key in ("student", "distillation_losses", "teacher_preprocessing"):
                 config[key] = keras.saving.deserialize_keras_object(config[key]) if config.get(key) else None
             teacher = AbsentTeacher(config.pop("teacher"), config["teacher_preprocessing"])
@@ -443,32 +455,6 @@ class _Step(threading.local):
         """Lets go of the tensors."""
         self.student_features: dict[str, Any] = {}
         self.teacher_features: dict[str, Any] = {}
-
-
-def _check_model(model: Any, role: str) -> None:
-    if not isinstance(model, keras.Model):
-        raise TypeError(f"`{role}` must be a keras.Model. Received: {role}={model!r} of type {type(model).__name__}.")
-    if not model.built:
-        raise ValueError(
-            f'`{role}` must be built, so that its layers and weights are known. Received: the unbuilt model "{model.name}". '
-            f"Call it on a batch, give it a keras.Input, or use {role}.build(input_shape)."
-        )
-
-
-def _check_untouched(teacher: keras.Model, student: keras.Model) -> None:
-    """Raises a `ValueError` for a teacher that training would change."""
-    shared = {id(variable) for variable in teacher.variables}
-    if paths := [variable.path for variable in student.trainable_variables if id(variable) in shared]:
-        raise ValueError(
-            f"Training the student would change its teacher: they share the weights {', '.join(paths[:4])}"
-            f"{', ...' if len(paths) > 4 else ''}. Give the student layers of its own (keras.models.clone_model), or set "
-            "`trainable = False` on those that they share."
-        )
-    if stateful := [layer.name for layer in teacher._flatten_layers() if getattr(layer, "stateful", False)]:
-        raise ValueError(
-            f"The teacher's layers {', '.join(stateful)} are stateful: what they say depends on the batches before, and every pass "
-            "changes them. Rebuild them with stateful=False."
-        )
 
 
 def _batch_size(x: Any) -> Any:

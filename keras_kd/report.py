@@ -116,7 +116,7 @@ def plot(entries: Sequence[Entry], path: str | os.PathLike[str], *, title: str =
     left.set_yticks(range(len(entries)), [entry.name for entry in entries])
     left.set_ylim(len(entries) - 0.4, -0.6)
     left.set_xlim(100 * min(min(entry.accuracies) for entry in entries) - 5, 102)
-    left.set_xlabel("test accuracy, % (diamond: mean, whisker: standard deviation, dot: seed)")
+    left.set_xlabel("test accuracy, %\ndiamond: mean, whisker: standard deviation, dot: seed", fontsize=9)
     left.grid(axis="x", alpha=0.3)
     _plot_sizes(right, entries)
     figure.suptitle(title, fontsize=11)
@@ -125,14 +125,15 @@ def plot(entries: Sequence[Entry], path: str | os.PathLike[str], *, title: str =
 
 def _plot_sizes(axes: Any, entries: Sequence[Entry]) -> None:
     sized = [(e, color) for e, color in zip(entries, itertools.cycle(_COLORS), strict=False) if e.size is not None]
-    lowest = 200.0
+    means = [100 * entry.mean for entry, _ in sized]
+    lowest, gap = 200.0, 0.07 * (max(means) - min(means) + 1e-6)
     for entry, color in sorted(sized, key=lambda pair: -pair[0].mean):
         point = (entry.size / 1024, 100 * entry.mean)  # type: ignore[operator]
-        lowest = min(point[1], lowest - 2.2)  # labels of close points stand below each other
+        lowest = min(point[1], lowest - gap)  # labels of close points stand below each other
         axes.plot(*point, "D", color=color, ms=9)
         axes.annotate(entry.name, point, (point[0] * 1.3, lowest), va="center", fontsize=9, color=color)
     axes.set_xscale("log")
     axes.margins(x=0.45, y=0.15)
-    axes.set_xlabel("LiteRT file, KiB")
-    axes.set_ylabel("test accuracy, %")
+    axes.set_xlabel("LiteRT file, KiB", fontsize=9)
+    axes.set_ylabel("test accuracy, %", fontsize=9)
     axes.grid(alpha=0.3)

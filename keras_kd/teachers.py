@@ -6,7 +6,7 @@ from typing import Any
 import keras
 
 from keras_kd import _taps
-from keras_kd._outputs import output_kinds
+from keras_kd._outputs import output_kinds, shapes_agree
 
 
 class FrozenTeacher:
@@ -94,3 +94,40 @@ class AbsentTeacher:
     def get_config(self) -> dict[str, Any] | None:
         """The architecture as it was loaded."""
         return self.config
+
+
+def check_model(model: Any, role: str) -> None:
+    """Raises a `TypeError` or `ValueError` for what is no built Keras model."""
+    if not isinstance(model, keras.Model):
+        raise TypeError(f"`{role}` must be a keras.Model. Received: {role}={model!r} of type {type(model).__name__}.")
+    if not model.built:
+        raise ValueError(
+            f'`{role}` must be built, so that its layers and weights are known. Received: the unbuilt model "{model.name}". '
+            f"Call it on a batch, give it a keras.Input, or use {role}.build(input_shape)."
+        )
+
+
+def check_inputs(teacher: keras.Model, student: keras.Model) -> None:
+    """Raises a `ValueError` for models that cannot take the same inputs."""
+    shapes = [[tuple(tensor.shape) for tensor in getattr(model, "inputs", None) or []] for model in (teacher, student)]
+    if all(shapes) and not (len(shapes[0]) == len(shapes[1]) and all(map(shapes_agree, *shapes))):
+        raise ValueError(
+            f"Teacher and student take inputs of different shapes. Received: teacher {shapes[0]}, student {shapes[1]}. Pass "
+            "teacher_preprocessing=, a layer or function that turns the student's inputs into the teacher's."
+        )
+
+
+def check_untouched(teacher: keras.Model, student: keras.Model) -> None:
+    """Raises a `ValueError` for a teacher that training would change."""
+    shared = {id(variable) for variable in teacher.variables}
+    if paths := [variable.path for variable in student.trainable_variables if id(variable) in shared]:
+        raise ValueError(
+            f"Training the student would change its teacher: they share the weights {', '.join(paths[:4])}"
+            f"{', ...' if len(paths) > 4 else ''}. Give the student layers of its own (keras.models.clone_model), or set "
+            "`trainable = False` on those that they share."
+        )
+    if stateful := [layer.name for layer in teacher._flatten_layers() if getattr(layer, "stateful", False)]:
+        raise ValueError(
+            f"The teacher's layers {', '.join(stateful)} are stateful: what they say depends on the batches before, and every pass "
+            "changes them. Rebuild them with stateful=False."
+        )

@@ -186,11 +186,22 @@ def test_a_stateful_teacher_is_refused():
         Distiller(teacher, student)
 
 
-def test_metrics_without_labels_are_named(data):
-    distiller = Distiller(classifier(), classifier())
-    distiller.compile("sgd", metrics=["accuracy"])
-    with pytest.raises(ValueError, match=r"compile\(metrics=\.\.\.\) compares with labels"):
-        distiller.fit(data[0], verbose=0)
+def test_inputs_of_different_shapes_are_refused_with_the_way_out():
+    with pytest.raises(ValueError, match=r"teacher \[\(None, 6\)\], student \[\(None, 4\)\]. Pass teacher_preprocessing="):
+        Distiller(classifier(features=6), classifier(features=4))
+
+
+def test_a_softmax_teacher_and_a_sigmoid_student_are_refused_at_once():
+    with pytest.raises(ValueError, match="a teacher that ends in softmax, a student that ends in sigmoid"):
+        Distiller(classifier(activation="softmax"), classifier(activation="sigmoid"))
+
+
+def test_a_loss_without_call_says_what_to_implement():
+    class Empty(losses.DistillationLoss):
+        pass
+
+    with pytest.raises(NotImplementedError, match=r"Empty must implement call\(y_true, y_pred\)"):
+        Empty()(np.zeros((1, 2)), np.zeros((1, 2)))
 
 
 def test_a_teacher_may_bear_any_name():

@@ -13,7 +13,11 @@ from keras_kd import losses
 from tests.conftest import classifier
 
 BASES = (losses.DistillationLoss, losses.ResponseLoss)
-PUBLIC = [value for name, value in vars(losses).items() if inspect.isclass(value) and name in losses.__all__ and value not in BASES]
+PUBLIC = [
+    value
+    for name, value in vars(losses).items()
+    if name in losses.__all__ and inspect.isclass(value) and issubclass(value, losses.DistillationLoss) and value not in BASES
+]
 # A student that equals its teacher has no loss, except where the loss is a cross-entropy.
 NOT_ZERO_AT_EQUALITY = (losses.NKDLoss,)
 

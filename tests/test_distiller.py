@@ -599,3 +599,12 @@ def test_its_own_export_is_the_students(teacher, student, data, tmp_path):
     distiller.export(tmp_path / "saved", verbose=False)
     loaded = tf.saved_model.load(str(tmp_path / "saved"))
     np.testing.assert_allclose(loaded.serve(data[0]), student(data[0]), rtol=1e-5)
+
+
+def test_training_without_labels_can_be_validated_with_metrics(teacher, student, data):
+    distiller = Distiller(teacher, student)
+    distiller.compile("sgd", loss=None, metrics=["accuracy"])
+    history = distiller.fit(data[0], validation_data=data, epochs=2, verbose=0).history
+    assert set(history) == {"loss", "distillation_loss", "val_loss", "val_distillation_loss", "val_accuracy"}
+    accuracy = np.mean(np.argmax(student(data[0]), axis=-1) == data[1])
+    assert history["val_accuracy"][-1] == pytest.approx(accuracy)

@@ -196,3 +196,27 @@ def test_a_distiller_loads_in_another_process(data, tmp_path):
         """
     )
     subprocess.run([sys.executable, "-c", script, tmp_path / "a.keras", tmp_path / "a.npz"], check=True)
+
+
+@pytest.mark.parametrize("how", ["argument", "scope"])
+def test_custom_objects_reach_the_losses_and_the_student(how, data, tmp_path):
+    class Mine(losses.DistillationLoss):
+        def call(self, y_true, y_pred):
+            return keras.ops.mean(keras.ops.abs(y_true - y_pred), axis=-1)
+
+    class Twice(layers.Layer):
+        def call(self, x):
+            return 2 * x
+
+    student = keras.Sequential([keras.Input((4,)), Twice(), layers.Dense(3)])
+    distiller = Distiller(classifier(16), student, Mine())
+    distiller.compile("sgd")
+    distiller.save(tmp_path / "a.keras")
+    objects = {"Mine": Mine, "Twice": Twice}
+    if how == "argument":
+        loaded = keras.saving.load_model(tmp_path / "a.keras", custom_objects=objects)
+    else:
+        with keras.saving.custom_object_scope(objects):
+            loaded = keras.saving.load_model(tmp_path / "a.keras")
+    assert isinstance(loaded.distillation_losses[0], Mine)
+    np.testing.assert_allclose(loaded(data[0]), student(data[0]), rtol=1e-6)

@@ -48,6 +48,25 @@ class DistillationLoss(keras.losses.Loss):
     1.0
     >>> loss.name
     'mean_absolute_distillation'
+
+    A number that callbacks change while training is a `Tunable`: it reads and is set as a number, and `Tunable.tensor` is what
+    compiled steps follow.
+
+    >>> class Powered(keras_kd.losses.DistillationLoss):
+    ...     power = keras_kd.Tunable()
+    ...
+    ...     def __init__(self, power=2.0, **kwargs):
+    ...         super().__init__(**kwargs)
+    ...         self.power = power
+    ...
+    ...     def call(self, y_true, y_pred):
+    ...         power = keras_kd.Tunable.tensor(self, "power")
+    ...         return keras.ops.mean(keras.ops.abs(y_true - y_pred) ** power, axis=-1)
+    ...
+    ...     def get_config(self):
+    ...         return {**super().get_config(), "power": self.power}
+    >>> float(Powered(3.0)(np.zeros((1, 2)), np.array([[2.0, 2.0]])))
+    8.0
     """
 
     uses_labels = False
@@ -84,6 +103,10 @@ class DistillationLoss(keras.losses.Loss):
         if not (self.uses_labels or self.uses_mask):
             y_true = y_true["teacher"]
         return super().__call__(y_true, y_pred, sample_weight)
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        """Returns one value per sample; subclasses implement it."""
+        raise NotImplementedError(f"{type(self).__name__} must implement call(y_true, y_pred): teacher's output, student's output.")
 
     def _unpack(self, y_true: Any) -> dict[str, Any]:
         packed = isinstance(y_true, dict) and "teacher" in y_true
