@@ -304,12 +304,13 @@ class Distiller(keras.Model):
 
     def get_metrics_result(self) -> dict[str, Any]:
         """Returns the metrics by name; `student_loss` only where there is a supervised loss."""
-        results: dict[str, Any] = {}
-        for metric in self.metrics:
-            if metric is self._compile_metrics and not getattr(metric, "built", True):  # no labels have come yet
-                continue
-            result = metric.result()
-            results.update(result if isinstance(result, dict) else {metric.name: result})
+        compiled = self._compile_metrics
+        if compiled is not None and not compiled.built:  # no labels have come yet, and it cannot say what it would be called
+            object.__setattr__(self, "_compile_metrics", None)
+        try:
+            results = dict(super().get_metrics_result())
+        finally:
+            object.__setattr__(self, "_compile_metrics", compiled)  # past Keras' tracking
         if self._compile_loss is None:
             results.pop("student_loss", None)
         return results
