@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 
 def find_layers(model: keras.Model) -> dict[str, keras.layers.Layer]:
@@ -62,6 +63,36 @@ def record(model: keras.Model, names: Iterable[str], *, role: str = "model") -> 
         yield outputs
     for name, layer in layers.items():
         outputs[name] = _choose(name, seen[id(layer)], role)
+
+
+def shapes(model: keras.Model, names: Iterable[str], *, role: str = "model") -> tuple[Any, dict[str, Any]] | None:
+    """Finds the shapes of the outputs and of what the named layers give, without running the model.
+
+    Args:
+        model: a built model.
+        names: as for `record`.
+        role: what error messages call the model.
+
+    Returns:
+        Shape of the outputs, nested as the model gives them, and shapes by name; None for a subclassed model, whose inputs are
+        not known before it sees them.
+
+    Raises:
+        ValueError: as `record` does.
+    """
+    inputs = getattr(model, "input", None) if getattr(model, "inputs", None) else None
+    if inputs is None or any(getattr(tensor, "sparse", False) for tensor in keras.tree.flatten(inputs)):
+        return None
+    found: dict[str, Any] = {}
+
+    @tf.function
+    def trace(x: Any) -> None:
+        with record(model, names, role=role) as features:
+            outputs = model(x, training=False)
+        found.update(outputs=outputs, features=dict(features))
+
+    trace.get_concrete_function(keras.tree.map_structure(lambda t: tf.TensorSpec(t.shape, t.dtype), inputs))
+    return keras.tree.map_structure(lambda t: t.shape, (found["outputs"], found["features"]))
 
 
 class _Tap:

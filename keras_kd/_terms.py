@@ -1,8 +1,9 @@
 """How does one distillation loss meet the models' outputs? Picks what it compares, brings it to the right form, gives a scalar."""
 
+import contextlib
 import numbers
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import keras
@@ -12,6 +13,7 @@ import tensorflow as tf
 from keras_kd import _outputs, _taps
 from keras_kd._outputs import LOGITS, SIGMOID, SOFTMAX
 from keras_kd.losses import get as get_loss
+from keras_kd.losses._features import FeatureLoss
 from keras_kd.losses.base import DistillationLoss, check_layer_names, snake_case
 from keras_kd.losses.response import KDLoss, ResponseLoss
 
@@ -50,9 +52,9 @@ class Term:
             student: the student.
         """
         self.teacher_kinds, self.student_kinds = teacher.kinds, _outputs.output_kinds(student)
-        if not (self.compares_outputs and teacher.is_present):
+        if not (self.compares_outputs and teacher.is_present) or isinstance(self.loss, FeatureLoss):
             return
-        shapes = [[tuple(t.shape) for t in getattr(model, "outputs", None) or []] for model in (teacher.model, student)]
+        shapes = [[tuple(t.shape) for t in getattr(model, "outputs", None) or []] for model in (getattr(teacher, "model", None), student)]
         if all(shapes):
             wrong = len(shapes[0]) != len(shapes[1]) or not all(map(_outputs.shapes_agree, *shapes))
             if wrong and getattr(self.loss, "output_name", None) is None:
@@ -91,6 +93,15 @@ class Term:
             return self._compare({"": (given, learned)}, labels, sample_weight, None)
         return self._compare(_outputs.pair(teacher, student), labels, sample_weight, output_names)
 
+    @contextlib.contextmanager
+    def naming_itself(self) -> Iterator[None]:
+        """Adds the names of the layers to an error about their features."""
+        try:
+            yield
+        except ValueError as error:
+            where = f' In "{self.name}": teacher_layer_name={self.teacher_layers!r}, student_layer_name={self.student_layers!r}.'
+            raise ValueError(f"{error}{where}") from None
+
     def _compare(self, pairs: dict[str, tuple[Any, Any]], labels: Any, sample_weight: Any, names: Any) -> Any:
         if not isinstance(self.loss, keras.losses.Loss):
             return self._compare_by_keras_distillation(pairs, sample_weight)
@@ -98,6 +109,11 @@ class Term:
         chosen = self._chosen(paths, names)
         labels = _outputs.match(labels, paths, names) if getattr(self.loss, "uses_labels", False) else dict.fromkeys(paths)
         nested = keras.tree.is_nested(sample_weight)
+        if nested and not self.compares_outputs:
+            raise ValueError(
+                f"{self.name} compares layers, which have no sample weights of their own. Received: nested sample weights, "
+                f"{_outputs.structure(sample_weight)}. Pass one weight per sample."
+            )
         weights = _outputs.match(sample_weight, paths, names) if nested else dict.fromkeys(paths, sample_weight)
         values = []
         for path in chosen:
@@ -207,9 +223,31 @@ def make_terms(losses: Iterable[Any]) -> list[Term]:
 
 def check_layers(term: Term, teacher: Any, student: keras.Model) -> None:
     """Raises a `ValueError` for a layer name that the models do not have."""
-    for model, names, role in ((teacher.model, term.teacher_layers, "teacher"), (student, term.student_layers, "student")):
-        for name in flat_names([names]) if model is not None else []:
-            _taps.find_layer(model, name, role=role, argument=f"{role}_layer_name")
+    teacher.check_layers(flat_names([term.teacher_layers]))
+    for name in flat_names([term.student_layers]):
+        _taps.find_layer(student, name, role="student", argument="student_layer_name")
+
+
+def build_losses(terms: list[Term], teacher: Any, student: keras.Model) -> None:
+    """Lets losses check the shapes that they will see and create the layers that they own, where the shapes are known.
+
+    Where they are not (subclassed models), that happens in the first step.
+    """
+    waiting = [term for term in terms if isinstance(term.loss, FeatureLoss)]
+    if not waiting:
+        return
+    given = teacher.shapes(flat_names(term.teacher_layers for term in waiting))
+    learned = _taps.shapes(student, flat_names(term.student_layers for term in waiting), role="student")
+    if given is None or learned is None:
+        return
+    for term in waiting:
+        if term.compares_outputs:
+            pairs = [(given[0], learned[0])] if not keras.tree.is_nested(learned[0]) else []
+        else:
+            pairs = [(_pick(given[1], term.teacher_layers), _pick(learned[1], term.student_layers))]
+        for pair in pairs:
+            with term.naming_itself():
+                term.loss.build(*pair)
 
 
 def as_losses(identifiers: Any) -> list[Any]:

@@ -8,12 +8,12 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_kd import _outputs, _taps
-from keras_kd._terms import as_losses, as_weights, check_layers, flat_names, make_terms
+from keras_kd import _distribute, _outputs, _taps, metrics
+from keras_kd._finite import FiniteCheck
+from keras_kd._terms import as_losses, as_weights, build_losses, check_layers, flat_names, make_terms
 from keras_kd._tunable import Tunable, each, fraction, non_negative
-from keras_kd.teachers import AbsentTeacher, FrozenTeacher, check_inputs, check_model, check_untouched
-
-_NOT_FINITE = "gave NaN or infinite outputs"
+from keras_kd.losses._features import phase
+from keras_kd.teachers import AbsentTeacher, AveragedStudent, MovingAverage, check_model, hold, inputs_of
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
@@ -25,9 +25,10 @@ class Distiller(keras.Model):
            + the student's regularisers and added losses
     ```
 
-    As a model the Distiller *is* its student: calling it, `predict` and its weights are the student's, and `distiller.student`
-    stays the plain Keras model that it was. The teacher runs in inference mode outside the gradient tape. It is never changed,
-    not even its `trainable` flags, and its weights go into no file.
+    As a model the Distiller *is* its student: calling it and `predict` are the student's, and `distiller.student` stays the plain
+    Keras model that it was. Its weights are the student's and those of layers that losses own (projectors), which are trained
+    beside it. The teacher runs in inference mode outside the gradient tape. It is never changed, not even its `trainable` flags,
+    and its weights go into no file.
 
     `student_loss_weight`, `distillation_loss_weights` and the losses' temperatures can be assigned at any time, in a callback
     too: compiled steps follow without a new trace.
@@ -36,7 +37,8 @@ class Distiller(keras.Model):
     or `train_step(data)`, which may call `compute_loss`.
 
     Args:
-        teacher: a trained, built Keras model.
+        teacher: a trained, built Keras model; a list of them, whose probabilities are averaged; a `keras_kd.Recording` of one; or
+            `keras_kd.teachers.MovingAverage()`, the student's own average.
         student: the model to train, built.
         distillation_losses: a loss of `keras_kd.losses`, a `keras.losses.Loss`, a loss of `keras.distillation`, a name, or a
             list of these. None is `KDLoss()`.
@@ -44,6 +46,7 @@ class Distiller(keras.Model):
         student_loss_weight: share of the supervised loss, in [0, 1].
         name: name of the model.
         teacher_preprocessing: callable that turns the student's inputs into the teacher's (other size, scale or dtype).
+        teacher_weights: one number per teacher of a list; None is equal weights.
         evaluate_teacher: whether validation and `evaluate` run the teacher and log distillation losses. Can be assigned.
         **kwargs: passed to `keras.Model`.
 
@@ -79,6 +82,7 @@ class Distiller(keras.Model):
         name: str = "distiller",
         *,
         teacher_preprocessing: Any = None,
+        teacher_weights: Any = None,
         evaluate_teacher: bool = True,
         **kwargs: Any,
     ) -> None:
@@ -92,9 +96,10 @@ class Distiller(keras.Model):
         self.distillation_loss_weights = as_weights(distillation_loss_weights, self.distillation_losses)
         self.student_loss_weight = student_loss_weight
         self._evaluate_teacher = bool(evaluate_teacher)
-        self._set_teacher(teacher, teacher_preprocessing)
+        self._loss_layers: list[keras.layers.Layer] = []
+        self._set_teacher(teacher, teacher_preprocessing, teacher_weights)
         self._make_trackers()
-        self._teacher_is_finite = _Box(keras.Variable(True, dtype="bool", trainable=False, aggregation="only_first_replica"))
+        self._finite_check = FiniteCheck()
         self.built = True
 
     def _make_trackers(self) -> None:
@@ -108,30 +113,36 @@ class Distiller(keras.Model):
     @property
     def teacher(self) -> Any:
         """The teacher, as it was handed over. Assign another one at any time between two calls of `fit`."""
-        return self._teacher.model
+        return self._teacher.given
 
     @teacher.setter
     def teacher(self, teacher: Any) -> None:
         self._set_teacher(teacher, self._teacher.preprocessing)
 
-    def _set_teacher(self, teacher: Any, preprocessing: Any) -> None:
-        if not isinstance(teacher, AbsentTeacher):
-            check_model(teacher, "teacher")
-            if teacher is self.student:
-                raise ValueError(
-                    "The teacher is the student: a model that follows itself learns nothing. Pass a copy, such as "
-                    "keras.models.clone_model(student) with the weights set, or another model."
-                )
-            check_untouched(teacher, self.student)
-            if preprocessing is None and type(self).teacher_outputs is Distiller.teacher_outputs:
-                check_inputs(teacher, self.student)
-            teacher = FrozenTeacher(teacher, preprocessing)
+    @property
+    def teacher_name(self) -> str:
+        """What messages call the teacher."""
+        return self._teacher.name
+
+    def _set_teacher(self, teacher: Any, preprocessing: Any, weights: Any = None) -> None:
+        holder = hold(teacher, self.student, preprocessing=preprocessing, weights=weights)
+        holder.check(self.student, same_inputs=type(self).teacher_outputs is Distiller.teacher_outputs)
         for term in self._terms:
-            term.check(teacher, self.student)
-            check_layers(term, teacher, self.student)
-        self._teacher = teacher
-        self.supports_jit = teacher.supports_jit
+            term.check(holder, self.student)
+            check_layers(term, holder, self.student)
+        self._teacher = holder
+        # The student's average belongs to the training and to its files; any other teacher stays out of them.
+        self._moving_average = holder.model if isinstance(holder, AveragedStudent) else None
+        build_losses(self._terms, holder, self.student)
+        self._track_loss_layers()
+        self.supports_jit = holder.supports_jit
         self.train_function = self.test_function = None  # compiled steps hold the former teacher
+
+    def _track_loss_layers(self) -> None:
+        """Makes the layers that losses own, and may just have built, layers of this model."""
+        known = {id(layer) for layer in self._loss_layers}
+        for term in self._terms:
+            self._loss_layers.extend(layer for layer in getattr(term.loss, "layers", []) if id(layer) not in known)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "teacher":  # past Keras' tracking, which would make it a layer of ours
@@ -188,6 +199,7 @@ class Distiller(keras.Model):
         features = (self._step.teacher_features, self._step.student_features)
         names = self._student_output_names()
         values = [term(teacher, student, y, sample_weight, output_names=names, features=features) for term in self._terms]
+        self._track_loss_layers()  # those of models whose shapes show only now
         for tracker, value in zip(self._term_trackers, values, strict=False):
             tracker.update_state(_across_replicas(value), sample_weight=_batch_size(x))
         return sum(weights[index] * keras.ops.cast(value, weights.dtype) for index, value in enumerate(values))
@@ -212,14 +224,15 @@ class Distiller(keras.Model):
             self.optimizer.apply_gradients(zip(tape.gradient(scaled_loss, variables), variables, strict=True))
         else:
             warnings.warn("The student has no trainable weights: this step changes nothing.", stacklevel=2)
-        return self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
+        self._teacher.follow(self.student)
+        return self._logs_of_step(self.compute_metrics(x, y, y_pred, sample_weight=sample_weight))
 
     # The steps
 
     def call(self, inputs: Any, training: Any = None, **kwargs: Any) -> Any:
         """Calls the student."""
         with _taps.record(self.student, flat_names(term.student_layers for term in self._terms), role="student") as features:
-            outputs = self.student(inputs, training=training, **kwargs)
+            outputs = self.student(inputs_of(inputs), training=training, **kwargs)
         self._step.student_features = features
         return outputs
 
@@ -237,10 +250,14 @@ class Distiller(keras.Model):
         loss = self.compute_loss(x, y, y_pred, sample_weight, training=False)
         self._loss_tracker.update_state(_across_replicas(loss), sample_weight=_batch_size(x))
         logs = self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
-        if not self.evaluate_teacher:
-            unknown = {"distillation_loss", *(tracker.name for tracker in self._term_trackers)}
+        if not self._is_taught(x):
+            unknown = {"distillation_loss", *(tracker.name for tracker in self._term_trackers), *self._teacher_metric_names()}
             logs = {name: value for name, value in logs.items() if name not in unknown}
-        return logs
+        return self._logs_of_step(logs)
+
+    def _is_taught(self, x: Any) -> bool:
+        """Whether evaluation on this batch has a teacher."""
+        return self.evaluate_teacher and self._teacher.answers(x)
 
     def compute_loss(
         self,
@@ -276,14 +293,16 @@ class Distiller(keras.Model):
             student_loss = self._compile_loss(y, y_pred, sample_weight)
             self._student_loss_tracker.update_state(_across_replicas(student_loss), sample_weight=_batch_size(x))
             total = total + share * keras.ops.cast(student_loss, share.dtype)
-        if training or self.evaluate_teacher:
+        if training or self._is_taught(x):
             teacher = self._frozen_outputs(x) if teacher is None else teacher
-            distillation_loss = keras.ops.cast(self.distillation_loss(x, y, y_pred, teacher, sample_weight), share.dtype)
+            self._step.pairs = self._output_pairs(teacher, y_pred) if self._teacher_metric_names() else None
+            with phase(training):
+                distillation_loss = keras.ops.cast(self.distillation_loss(x, y, y_pred, teacher, sample_weight), share.dtype)
             self._distillation_loss_tracker.update_state(_across_replicas(distillation_loss), sample_weight=_batch_size(x))
             total = total + (1 - share) * distillation_loss
         for added in self.losses:
             total = total + keras.ops.cast(self._aggregate_additional_loss(added), share.dtype)
-        self._step.clear()
+        self._step.clear_features()
         return total
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
@@ -297,10 +316,34 @@ class Distiller(keras.Model):
             y_pred: the student's outputs.
             sample_weight: weights, or None.
         """
-        if y is not None or self._compile_metrics is None:
-            return super().compute_metrics(x, y, y_pred, sample_weight=sample_weight)
+        pairs, self._step.pairs = self._step.pairs, None
+        with metrics.teaching(pairs):
+            if y is None and self._compile_metrics is not None and self._only_teacher_metrics():
+                y = y_pred  # they look at the teacher, not at labels
+            if y is not None or self._compile_metrics is None:
+                return super().compute_metrics(x, y, y_pred, sample_weight=sample_weight)
         known = self._compile_metrics.result() if getattr(self._compile_metrics, "built", False) else {}
         return {name: value for name, value in self.get_metrics_result().items() if name not in known}
+
+    def _output_pairs(self, teacher: Any, student: Any) -> list[Any]:
+        """The teacher's outputs beside the student's, and what they hold, for metrics that compare them."""
+        pairs = list(_outputs.pair(teacher, student).values())
+        kinds = [held if len(held) == len(pairs) else [None] * len(pairs) for held in self._kinds()]
+        return [(*pair, *kind) for pair, kind in zip(pairs, zip(*kinds, strict=True), strict=True)]
+
+    def _kinds(self) -> tuple[list[Any], list[Any]]:
+        return list(self._teacher.kinds), _outputs.output_kinds(self.student)
+
+    def _compiled_metrics(self) -> list[Any]:
+        compiled = self._compile_metrics
+        return [] if compiled is None else keras.tree.flatten([compiled._user_metrics, compiled._user_weighted_metrics])
+
+    def _only_teacher_metrics(self) -> bool:
+        found = [metric for metric in self._compiled_metrics() if metric is not None]
+        return bool(found) and all(isinstance(metric, metrics.TeacherMetric) for metric in found)
+
+    def _teacher_metric_names(self) -> list[str]:
+        return [metric.name for metric in self._compiled_metrics() if isinstance(metric, metrics.TeacherMetric)]
 
     def get_metrics_result(self) -> dict[str, Any]:
         """Returns the metrics by name; `student_loss` only where there is a supervised loss."""
@@ -318,51 +361,27 @@ class Distiller(keras.Model):
     def _frozen_outputs(self, x: Any) -> Any:
         """The teacher's outputs, cut off from any gradient and checked: a NaN would silently ruin the student."""
         outputs = _outputs.map_outputs(tf.stop_gradient, self.teacher_outputs(x))
-        floats = [t for t in keras.tree.flatten(outputs) if t.dtype.is_floating]
-        finite = tf.reduce_all(tf.stack([tf.reduce_all(tf.math.is_finite(t)) for t in floats] or [tf.constant(True)]))
-        if not self.jit_compile:
-            with tf.control_dependencies([tf.debugging.Assert(finite, [self._not_finite()])]):
-                return _outputs.map_outputs(tf.identity, outputs)
-        # XLA drops assertions: note it for `_naming_the_teacher`, and spare the student meanwhile.
-        known = self._teacher_is_finite.value
-        known.assign(tf.logical_and(tf.convert_to_tensor(known), finite))
-        return _outputs.map_outputs(lambda t: tf.where(finite, t, tf.zeros_like(t)), outputs)
-
-    def _not_finite(self) -> str:
-        return (
-            f'The teacher "{self._teacher.name}" {_NOT_FINITE}, which the student would learn. Check its weights, its '
-            "inputs (teacher_preprocessing=) and, in half precision, their range. To mask a class use -1e4, not -inf."
-        )
+        self._step.teacher_features = keras.tree.map_structure(tf.stop_gradient, self._step.teacher_features)
+        return self._finite_check.apply(outputs, name=self.teacher_name, jit_compile=self.jit_compile)
 
     def make_train_function(self, force: bool = False) -> None:
         """Builds the compiled training step."""
         if self.train_function is None or force:
             super().make_train_function(force=force)
-            self.train_function = self._naming_the_teacher(self.train_function)
+            self.train_function = self._finite_check.watched(self.train_function, self)
 
     def make_test_function(self, force: bool = False) -> None:
         """Builds the compiled evaluation step."""
         if self.test_function is None or force:
             super().make_test_function(force=force)
-            self.test_function = self._naming_the_teacher(self.test_function)
+            self.test_function = self._finite_check.watched(self.test_function, self)
 
-    def _naming_the_teacher(self, function: Any) -> Any:
-        """Turns what `_frozen_outputs` found into an error that one can read."""
-        known = self._teacher_is_finite.value
+    def _logs_of_step(self, logs: dict[str, Any]) -> dict[str, Any]:
+        return _distribute.logs_of_step(logs)
 
-        def run(iterator: Any) -> Any:
-            try:
-                logs = function(iterator)
-            except tf.errors.InvalidArgumentError as error:
-                if _NOT_FINITE in str(error):
-                    raise ValueError(self._not_finite()) from None
-                raise
-            if self.jit_compile and not bool(keras.ops.convert_to_numpy(known)):
-                known.assign(True)
-                raise ValueError(self._not_finite())
-            return logs
-
-        return run
+    def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
+        if not _distribute.symbolic_build(self, iterator, data_batch):
+            super()._maybe_symbolic_build(iterator=iterator, data_batch=data_batch)
 
     # Being a Keras model
 
@@ -435,24 +454,19 @@ class Distiller(keras.Model):
         with keras.saving.custom_object_scope(custom_objects) if custom_objects else contextlib.nullcontext():
             for key in ("student", "distillation_losses", "teacher_preprocessing"):
                 config[key] = keras.saving.deserialize_keras_object(config[key]) if config.get(key) else None
-            teacher = AbsentTeacher(config.pop("teacher"), config["teacher_preprocessing"])
-        return cls(teacher, **config)
-
-
-class _Box:
-    """Hides a variable from Keras' tracking: it is no weight of the model."""
-
-    def __init__(self, value: keras.Variable) -> None:
-        self.value = value
+            teacher: Any = AbsentTeacher(config.pop("teacher"), config["teacher_preprocessing"])
+        return cls(teacher.model if isinstance(teacher.model, MovingAverage) else teacher, **config)
 
 
 class _Step(threading.local):
     """Outputs of layers on their way from the forward passes to the losses of one step, per replica thread."""
 
-    def __init__(self) -> None:
-        self.clear()
+    pairs: Any = None  # outputs of teacher and student, for metrics
 
-    def clear(self) -> None:
+    def __init__(self) -> None:
+        self.clear_features()
+
+    def clear_features(self) -> None:
         """Lets go of the tensors."""
         self.student_features: dict[str, Any] = {}
         self.teacher_features: dict[str, Any] = {}

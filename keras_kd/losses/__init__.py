@@ -4,10 +4,27 @@ from typing import Any
 
 import keras
 
+from keras_kd.losses._features import FeatureLoss, RelationLoss
+from keras_kd.losses._recommended import recommended_weight
 from keras_kd.losses.base import DistillationLoss, snake_case
+from keras_kd.losses.contrastive import CRDLoss
+from keras_kd.losses.feature import (
+    ABLoss,
+    AttentionTransferLoss,
+    FactorTransferLoss,
+    FSPLoss,
+    HintLoss,
+    NSTLoss,
+    VIDLoss,
+)
+from keras_kd.losses.relation import CorrelationLoss, PKTLoss, RKDLoss, SPLoss
 from keras_kd.losses.response import DISTLoss, DKDLoss, KDLoss, MultiLevelKDLoss, NKDLoss, ResponseLoss
+from keras_kd.losses.review import ReviewKDLoss
 
-_BY_NAME = {snake_case(loss.__name__): loss for loss in (KDLoss, DKDLoss, DISTLoss, NKDLoss, MultiLevelKDLoss)}
+_RESPONSE = (KDLoss, DKDLoss, DISTLoss, NKDLoss, MultiLevelKDLoss)
+_FEATURE = (HintLoss, AttentionTransferLoss, NSTLoss, FactorTransferLoss, VIDLoss, ABLoss, FSPLoss, ReviewKDLoss, CRDLoss)
+_RELATION = (RKDLoss, SPLoss, PKTLoss, CorrelationLoss)
+_BY_NAME = {snake_case(loss.__name__): loss for loss in (*_RESPONSE, *_FEATURE, *_RELATION)}
 
 
 def get(identifier: Any) -> Any:
@@ -58,4 +75,29 @@ def _from_name(name: str) -> Any:
     raise ValueError(f"Unknown distillation loss {name!r}. Known: {', '.join(_BY_NAME)}, and the classes of `keras.losses`.")
 
 
-__all__ = ["DISTLoss", "DKDLoss", "DistillationLoss", "KDLoss", "MultiLevelKDLoss", "NKDLoss", "ResponseLoss", "get"]
+__all__ = [
+    "ABLoss",
+    "AttentionTransferLoss",
+    "CRDLoss",
+    "CorrelationLoss",
+    "DISTLoss",
+    "DKDLoss",
+    "DistillationLoss",
+    "FSPLoss",
+    "FactorTransferLoss",
+    "FeatureLoss",
+    "HintLoss",
+    "KDLoss",
+    "MultiLevelKDLoss",
+    "NKDLoss",
+    "NSTLoss",
+    "PKTLoss",
+    "RKDLoss",
+    "RelationLoss",
+    "ResponseLoss",
+    "ReviewKDLoss",
+    "SPLoss",
+    "VIDLoss",
+    "get",
+    "recommended_weight",
+]

@@ -1,5 +1,6 @@
 """Which arithmetic do the losses share, and how does it stay finite where the formula alone would not?"""
 
+import math
 from typing import Any
 
 import keras
@@ -80,3 +81,27 @@ def _deviations(x: Any, present: Any, axis: int) -> tuple[Any, Any]:
     squares = ops.sum(deviation**2, axis=axis)
     rounding = (10 * float(np.finfo(keras.backend.standardize_dtype(x.dtype)).eps)) ** 2 * ops.sum((present * x) ** 2, axis=axis)
     return deviation, safe_sqrt(ops.where(squares > rounding, squares, 0.0))
+
+
+def l2_normalized(x: Any, *, axis: Any = -1) -> Any:
+    """x / |x| along `axis`, and 0 (with gradient 0) where x is 0."""
+    largest = ops.stop_gradient(ops.max(ops.abs(x), axis=axis, keepdims=True))
+    x = safe_divide(x, largest)  # squares neither overflow nor underflow
+    return safe_divide(x, safe_sqrt(ops.sum(x**2, axis=axis, keepdims=True)))
+
+
+def frobenius_norm(x: Any) -> Any:
+    """Norm of a matrix, stable on large entries, with gradient 0 at 0."""
+    largest = ops.stop_gradient(ops.max(ops.abs(x)))
+    return largest * safe_sqrt(ops.sum(safe_divide(x, largest) ** 2))
+
+
+def channels_first(x: Any) -> Any:
+    """Flattens the positions of a map and puts them last: `(batch, channels, positions)`."""
+    return ops.transpose(ops.reshape(x, (-1, math.prod(x.shape[1:-1]), x.shape[-1])), (0, 2, 1))
+
+
+def huber(x: Any) -> Any:
+    """Smooth L1 with delta 1: x^2 / 2 within [-1, 1], |x| - 1/2 outside."""
+    size = ops.abs(x)
+    return ops.where(size < 1, 0.5 * x**2, size - 0.5)

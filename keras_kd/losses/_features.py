@@ -1,0 +1,300 @@
+"""What do the losses on inner layers share? Lists of layers, adapters, masks, and Keras layers that a loss owns and trains."""
+
+import contextlib
+import contextvars
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_kd._outputs import convert
+from keras_kd.layers.projectors import Projector, pooled_to
+from keras_kd.losses._math import safe_divide
+from keras_kd.losses.base import DistillationLoss
+
+_IN_TRAINING: contextvars.ContextVar[bool] = contextvars.ContextVar("keras_kd_training", default=False)
+
+
+@contextlib.contextmanager
+def phase(training: bool) -> Iterator[None]:
+    """Tells the layers that losses own whether this is a step of training."""
+    token = _IN_TRAINING.set(bool(training))
+    try:
+        yield
+    finally:
+        _IN_TRAINING.reset(token)
+
+
+def in_training() -> bool:
+    """Whether a training step is under way."""
+    return _IN_TRAINING.get()
+
+
+@keras.saving.register_keras_serializable(package="keras_kd")
+class FeatureLoss(DistillationLoss):
+    """Base class of the losses that compare what inner layers give.
+
+    A subclass implements `compare(teacher, student)` for one pair of layers, with features of one shape, and returns one value
+    per sample; the values of several layers add up. It overrides `compare_layers` when the layers belong together. Where it
+    needs trained layers of its own, it creates them in `create_layers` and puts them into `self.layers`: a `Distiller` trains
+    and saves them with the student. They see batch statistics in a Distiller's training step alone.
+
+    Features may come with a Keras mask (sequences): masked positions are set to zero on both sides, and means over positions
+    leave them out.
+
+    Args:
+        **kwargs: `name`, `reduction`, `dtype`, `teacher_layer_name`, `student_layer_name` (a name, a path, or lists of them):
+            see `DistillationLoss`.
+    """
+
+    ranks = (2, 3, 4, 5)  # of the features that it can use
+    min_layers = 1
+    equal_sizes = True  # whether the larger map is average-pooled to the smaller before they are compared
+    equal_widths = True
+
+    def __init__(self, *, projector: Any = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if projector not in ("auto", None) and not isinstance(projector, keras.layers.Layer):
+            raise TypeError(f'`projector` must be "auto", None or a Keras layer. Received: projector={projector!r}.')
+        self._projector = projector
+        self._adapters: list[Any] = []
+        self.layers: list[keras.layers.Layer] = []
+        self._build_shapes: Any = None
+        self.built = False
+
+    # The layers of a loss
+
+    @property
+    def variables(self) -> list[Any]:
+        """Weights of the layers that it owns."""
+        return [variable for layer in self.layers for variable in layer.variables]
+
+    @property
+    def trainable_variables(self) -> list[Any]:
+        """Those that are trained with the student."""
+        return [variable for layer in self.layers for variable in layer.trainable_variables]
+
+    def build(self, teacher_shape: Any, student_shape: Any) -> None:
+        """Creates the layers that these shapes of features need.
+
+        Args:
+            teacher_shape: shape of the teacher's feature, or a list of shapes, the batch first (None).
+            student_shape: the student's.
+
+        Raises:
+            ValueError: if the method cannot compare features of these shapes.
+        """
+        teachers, students = _shapes(teacher_shape), _shapes(student_shape)
+        self._check(teachers, students)
+        if self.layers:
+            self._check_built_for(teachers, students)
+            return
+        self._adapters = [self._adapter(*shapes) for shapes in zip(teachers, students, strict=True)]
+        self.layers = [adapter for adapter in self._adapters if adapter is not None]
+        self.create_layers(teachers, [self._adapted_shape(*shapes) for shapes in zip(teachers, students, strict=True)])
+        self.built = True
+        self._build_shapes = [_without_batch(teachers), _without_batch(students)]
+
+    def create_layers(self, teacher_shapes: list[Any], student_shapes: list[Any]) -> None:
+        """Creates, builds and appends to `self.layers` what a subclass needs beyond adapters; shapes are those after adapting."""
+
+    def get_build_config(self) -> dict[str, Any] | None:
+        """Shapes that the layers were built for; None if they are not there."""
+        return {"shapes": self._build_shapes} if self.built and self.layers else None
+
+    def build_from_config(self, config: dict[str, Any]) -> None:
+        """Builds the layers that a file knows."""
+        self.build(*[[(None, *shape) for shape in shapes] for shapes in config["shapes"]])
+
+    def _check_built_for(self, teachers: list[Any], students: list[Any]) -> None:
+        known = [_channels(shapes, self.positions_count) for shapes in self._build_shapes]
+        given = [_channels(_without_batch(shapes), self.positions_count) for shapes in (teachers, students)]
+        if known != given:
+            raise ValueError(
+                f"This {type(self).__name__} has layers for features of other shapes. Received: teacher {teachers}, student "
+                f"{students}. Built for: teacher {self._build_shapes[0]}, student {self._build_shapes[1]} (without the batch). "
+                "Make a loss of its own for each pair of layers and each pair of models."
+            )
+
+    positions_count = False  # whether its layers fit one number of positions only
+
+    def _adapter(self, teacher: Any, student: Any) -> Any:
+        if self._projector is None or (self._projector == "auto" and teacher[1:] == student[1:]):
+            return None
+        layer = self._projector
+        if layer == "auto":
+            layer = Projector(teacher[-1], dtype=self.dtype)
+        elif self._adapters or self.layers:  # one layer, several pairs: a copy for each
+            layer = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(layer))
+        if not layer.built:
+            layer.build((None, *self._common_size(teacher, student), student[-1]))
+        return layer
+
+    def _common_size(self, teacher: Any, student: Any) -> tuple[int, ...]:
+        return tuple(map(min, teacher[1:-1], student[1:-1])) if self.equal_sizes else tuple(student[1:-1])
+
+    def _adapted_shape(self, teacher: Any, student: Any) -> tuple[Any, ...]:
+        width = teacher[-1] if self._projector is not None else student[-1]
+        return (None, *self._common_size(teacher, student), width) if len(teacher) == len(student) else student
+
+    # The comparison
+
+    def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+        """Computes the weighted, reduced loss.
+
+        Args:
+            y_true: the teacher's feature, shape `(batch, ..., channels)`, or a list of features.
+            y_pred: the student's.
+            sample_weight: one weight per sample; weights per position are averaged.
+        """
+        y_true = self._unpack(y_true)
+        y_true["teacher"] = [convert(feature, self.dtype) for feature in _as_list(y_true["teacher"])]
+        if sample_weight is not None:
+            sample_weight = ops.convert_to_tensor(sample_weight, dtype=self.dtype)
+            if len(sample_weight.shape) > 1:
+                sample_weight = ops.mean(sample_weight, axis=tuple(range(1, len(sample_weight.shape))))
+        return super().__call__(y_true, [convert(feature, self.dtype) for feature in _as_list(y_pred)], sample_weight)
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        """Returns one value per sample, shape `(batch,)`."""
+        teachers, students = _as_list(y_true), _as_list(y_pred)
+        self.build([feature.shape for feature in teachers], [feature.shape for feature in students])
+        return self.compare_layers(teachers, students)
+
+    def compare_layers(self, teachers: list[Any], students: list[Any]) -> Any:
+        """Returns one value per sample for all layers together: by default the sum of theirs."""
+        values = [self._compare_pair(index, *pair) for index, pair in enumerate(zip(teachers, students, strict=True))]
+        return sum(values[1:], values[0])
+
+    def adapt(self, index: int, teacher: Any, student: Any) -> tuple[Any, Any]:
+        """Brings the features of layer `index` to one size and, by an adapter, to one width."""
+        if self.equal_sizes and len(teacher.shape) > 2:
+            size = self._common_size(teacher.shape, student.shape)
+            teacher, student = pooled_to(teacher, size), pooled_to(student, size)
+        adapter = self._adapters[index]
+        return teacher, student if adapter is None else run_layer(adapter, student)
+
+    def compare(self, teacher: Any, student: Any) -> Any:
+        """Returns one value per sample for one pair of layers (per position with `averages_positions`); subclasses implement it."""
+        raise NotImplementedError(f"{type(self).__name__} must implement compare(teacher, student).")
+
+    averages_positions = False  # whether `compare` gives one value per position, (batch, positions...), to be averaged here
+
+    def _compare_pair(self, index: int, teacher: Any, student: Any) -> Any:
+        mask, present = getattr(student, "_keras_mask", None), None
+        teacher, student = self.adapt(index, teacher, student)
+        # Only positions that are still those of the mask, (batch, time): pooled ones mix what is real and what is not.
+        if mask is not None and len(student.shape) == 3 and student.shape[1] == mask.shape[1]:
+            present = ops.cast(mask, self.dtype)  # (batch, time)
+            teacher, student = teacher * present[..., None], student * present[..., None]
+        value = self.compare(teacher, student, index) if self.knows_index else self.compare(teacher, student)
+        if not self.averages_positions:
+            return value
+        if present is not None:
+            return safe_divide(ops.sum(value * present, axis=1), ops.sum(present, axis=1))
+        positions = tuple(range(1, len(value.shape)))
+        return ops.mean(value, axis=positions) if positions else value
+
+    knows_index = False  # whether `compare` takes the layer's index as its third argument
+
+    def compute_loss(self, teacher_outputs: Any, student_outputs: Any, **kwargs: Any) -> Any:
+        """Returns the scalar loss (the interface of `keras.distillation`)."""
+        return ops.mean(self(teacher_outputs, student_outputs))
+
+    # What it cannot compare
+
+    def _check(self, teachers: list[Any], students: list[Any]) -> None:
+        name = type(self).__name__
+        if len(teachers) != len(students) or len(teachers) < self.min_layers:
+            raise ValueError(
+                f"{name} compares as many layers of the student as of the teacher, at least {self.min_layers}. Received: "
+                f"{len(teachers)} of the teacher, {len(students)} of the student. Pass lists of the same length as "
+                "`teacher_layer_name` and `student_layer_name`."
+            )
+        for teacher, student in zip(teachers, students, strict=True):
+            received = f"Received: teacher {teacher}, student {student}."
+            if len(teacher) not in self.ranks or len(student) not in self.ranks:
+                wanted = "maps (batch, positions..., channels)" if 2 not in self.ranks else "features (batch, ..., channels)"
+                ranks = f"{wanted} of rank {' or '.join(map(str, self.ranks))}"
+                raise ValueError(f"{name} compares {ranks}. {received} Name other layers.")
+            self._check_pair(teacher, student, received)
+
+    def _check_pair(self, teacher: Any, student: Any, received: str) -> None:
+        name = type(self).__name__
+        if len(teacher) != len(student):
+            raise ValueError(f"{name} compares features of the same rank. {received} Name layers of the same kind.")
+        if None in (teacher[-1], student[-1]) or (self.equal_sizes and None in (*teacher[1:], *student[1:]) and teacher != student):
+            raise ValueError(f"{name} must know positions and channels of features of different shapes. {received} Give the "
+                             "models inputs of a fixed size.")  # fmt: skip
+        if self._projector is None and self.equal_widths and (teacher[-1] != student[-1] or not self._fits(teacher, student)):
+            raise ValueError(
+                f'{name} without a projector compares features of the same shape. {received} Pass projector="auto" or a Keras layer.'
+            )
+
+    def _fits(self, teacher: Any, student: Any) -> bool:
+        return all(None in pair or pair[0] == pair[1] for pair in zip(teacher[1:], student[1:], strict=True))
+
+
+@keras.saving.register_keras_serializable(package="keras_kd")
+class RelationLoss(FeatureLoss):
+    """Base class of the losses that compare relations between the samples of a batch.
+
+    A subclass implements `relate(teacher, student)` on features of shape `(batch, width)`, flattened; the widths may differ. It
+    returns each row's share, so that the mean over the batch is the published value. A batch of one has no relations: its value
+    is 0. On several devices each replica relates the samples of its own share of the batch.
+
+    Args:
+        **kwargs: `name`, `reduction`, `dtype`, layer names: see `DistillationLoss`.
+    """
+
+    equal_sizes = False
+    equal_widths = False
+
+    def compare(self, teacher: Any, student: Any) -> Any:
+        """Returns each sample's share."""
+        if teacher.shape[0] == 1:
+            warnings.warn(
+                f"{type(self).__name__} compares the samples of a batch with each other, and got a batch of one: its value is 0. "
+                "Use larger batches.",
+                stacklevel=2,
+            )
+        return self.relate(flat(teacher), flat(student))
+
+    def relate(self, teacher: Any, student: Any) -> Any:
+        """Returns one value per row of `(batch, width)`; subclasses implement it."""
+        raise NotImplementedError(f"{type(self).__name__} must implement relate(teacher, student).")
+
+    def _check_pair(self, teacher: Any, student: Any, received: str) -> None:
+        """Any two shapes have relations."""
+
+
+def run_layer(layer: Any, *args: Any, **kwargs: Any) -> Any:
+    """Calls a layer that a loss owns, in the phase of the step."""
+    return layer(*args, training=in_training(), **kwargs)
+
+
+def flat(x: Any) -> Any:
+    """Flattens all axes but the first."""
+    width = 1
+    for length in x.shape[1:]:
+        width = None if None in (width, length) else width * length
+    return ops.reshape(x, (-1, width)) if width is not None else ops.reshape(x, (ops.shape(x)[0], -1))
+
+
+def _as_list(features: Any) -> list[Any]:
+    return list(features) if isinstance(features, (list, tuple)) else [features]
+
+
+def _shapes(shape: Any) -> list[tuple[Any, ...]]:
+    several = len(shape) > 0 and isinstance(shape[0], (list, tuple)) or hasattr(shape[0], "rank")
+    return [tuple(one) for one in (shape if several else [shape])]
+
+
+def _without_batch(shapes: list[Any]) -> list[list[Any]]:
+    return [list(shape[1:]) for shape in shapes]
+
+
+def _channels(shapes: list[Any], positions_count: bool) -> list[Any]:
+    return [tuple(shape) if positions_count else shape[-1] for shape in shapes]

@@ -1,0 +1,51 @@
+"""Who teaches: one frozen model, several, a recording, a moving average of the student."""
+
+from typing import Any
+
+import keras
+
+from keras_kd.teachers.ensemble import Ensemble
+from keras_kd.teachers.frozen import AbsentTeacher, FrozenTeacher, RecordedBatch, RecordedTeacher, Teacher, check_model, inputs_of
+from keras_kd.teachers.moving_average import AveragedStudent, MovingAverage
+
+
+def hold(teacher: Any, student: keras.Model, *, preprocessing: Any = None, weights: Any = None) -> Teacher:
+    """Makes the holder for whatever a user passes as `teacher`.
+
+    Args:
+        teacher: a model, a list of models, a `Recording`, a `MovingAverage`, or a holder.
+        student: the student.
+        preprocessing: what turns the student's inputs into the teacher's.
+        weights: of several teachers.
+
+    Raises:
+        TypeError: for anything else.
+        ValueError: for weights without several teachers.
+    """
+    if isinstance(teacher, (list, tuple)):
+        return Ensemble(teacher, weights, preprocessing=preprocessing)
+    if weights is not None:
+        raise ValueError(f"`teacher_weights` are for a list of teachers. Received: teacher_weights={weights!r} and one teacher.")
+    if isinstance(teacher, Teacher):
+        return teacher
+    if isinstance(teacher, MovingAverage):
+        return AveragedStudent(teacher, student)
+    if callable(getattr(teacher, "dataset", None)) and hasattr(teacher, "teacher_name"):
+        return RecordedTeacher(teacher)
+    check_model(teacher, "teacher")
+    return FrozenTeacher(teacher, preprocessing)
+
+
+__all__ = [
+    "AbsentTeacher",
+    "AveragedStudent",
+    "Ensemble",
+    "FrozenTeacher",
+    "MovingAverage",
+    "RecordedBatch",
+    "RecordedTeacher",
+    "Teacher",
+    "check_model",
+    "hold",
+    "inputs_of",
+]
