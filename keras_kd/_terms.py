@@ -54,7 +54,8 @@ class Term:
         self.teacher_kinds, self.student_kinds = teacher.kinds, _outputs.output_kinds(student)
         if not (self.compares_outputs and teacher.is_present) or isinstance(self.loss, FeatureLoss):
             return
-        shapes = [[tuple(t.shape) for t in getattr(model, "outputs", None) or []] for model in (getattr(teacher, "model", None), student)]
+        models = getattr(teacher, "model", None), student
+        shapes = [[tuple(t.shape) for t in getattr(model, "outputs", None) or []] for model in models]
         if all(shapes):
             wrong = len(shapes[0]) != len(shapes[1]) or not all(map(_outputs.shapes_agree, *shapes))
             if wrong and getattr(self.loss, "output_name", None) is None:

@@ -251,8 +251,9 @@ class Distiller(keras.Model):
         self._loss_tracker.update_state(_across_replicas(loss), sample_weight=_batch_size(x))
         logs = self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
         if not self._is_taught(x):
-            unknown = {"distillation_loss", *(tracker.name for tracker in self._term_trackers), *self._teacher_metric_names()}
-            logs = {name: value for name, value in logs.items() if name not in unknown}
+            unknown = ["distillation_loss", *(tracker.name for tracker in self._term_trackers)]
+            ends = tuple(f"_{name}" for name in self._teacher_metric_names())  # of several outputs: `digit_teacher_agreement`
+            logs = {name: value for name, value in logs.items() if name not in unknown and not f"_{name}".endswith(ends)}
         return self._logs_of_step(logs)
 
     def _is_taught(self, x: Any) -> bool:

@@ -36,7 +36,7 @@ def in_training() -> bool:
 class FeatureLoss(DistillationLoss):
     """Base class of the losses that compare what inner layers give.
 
-    A subclass implements `compare(teacher, student)` for one pair of layers, with features of one shape, and returns one value
+    A subclass implements `compare(teacher, student, index)` for one pair of layers, with features of one shape, and returns one value
     per sample; the values of several layers add up. It overrides `compare_layers` when the layers belong together. Where it
     needs trained layers of its own, it creates them in `create_layers` and puts them into `self.layers`: a `Distiller` trains
     and saves them with the student. They see batch statistics in a Distiller's training step alone.
@@ -49,7 +49,7 @@ class FeatureLoss(DistillationLoss):
             see `DistillationLoss`.
     """
 
-    ranks = (2, 3, 4, 5)  # of the features that it can use
+    ranks: tuple[int, ...] = (2, 3, 4, 5)  # of the features that it can use
     min_layers = 1
     equal_sizes = True  # whether the larger map is average-pooled to the smaller before they are compared
     equal_widths = True
@@ -176,9 +176,9 @@ class FeatureLoss(DistillationLoss):
         adapter = self._adapters[index]
         return teacher, student if adapter is None else run_layer(adapter, student)
 
-    def compare(self, teacher: Any, student: Any) -> Any:
-        """Returns one value per sample for one pair of layers (per position with `averages_positions`); subclasses implement it."""
-        raise NotImplementedError(f"{type(self).__name__} must implement compare(teacher, student).")
+    def compare(self, teacher: Any, student: Any, index: int) -> Any:
+        """Returns one value per sample for pair `index` of layers (per position with `averages_positions`); subclasses implement it."""
+        raise NotImplementedError(f"{type(self).__name__} must implement compare(teacher, student, index).")
 
     averages_positions = False  # whether `compare` gives one value per position, (batch, positions...), to be averaged here
 
@@ -189,15 +189,13 @@ class FeatureLoss(DistillationLoss):
         if mask is not None and len(student.shape) == 3 and student.shape[1] == mask.shape[1]:
             present = ops.cast(mask, self.dtype)  # (batch, time)
             teacher, student = teacher * present[..., None], student * present[..., None]
-        value = self.compare(teacher, student, index) if self.knows_index else self.compare(teacher, student)
+        value = self.compare(teacher, student, index)
         if not self.averages_positions:
             return value
         if present is not None:
             return safe_divide(ops.sum(value * present, axis=1), ops.sum(present, axis=1))
         positions = tuple(range(1, len(value.shape)))
         return ops.mean(value, axis=positions) if positions else value
-
-    knows_index = False  # whether `compare` takes the layer's index as its third argument
 
     def compute_loss(self, teacher_outputs: Any, student_outputs: Any, **kwargs: Any) -> Any:
         """Returns the scalar loss (the interface of `keras.distillation`)."""
@@ -228,13 +226,11 @@ class FeatureLoss(DistillationLoss):
         if None in (teacher[-1], student[-1]) or (self.equal_sizes and None in (*teacher[1:], *student[1:]) and teacher != student):
             raise ValueError(f"{name} must know positions and channels of features of different shapes. {received} Give the "
                              "models inputs of a fixed size.")  # fmt: skip
-        if self._projector is None and self.equal_widths and (teacher[-1] != student[-1] or not self._fits(teacher, student)):
+        if self._projector is None and self.equal_widths and teacher[-1] != student[-1]:
             raise ValueError(
-                f'{name} without a projector compares features of the same shape. {received} Pass projector="auto" or a Keras layer.'
+                f"{name} without a projector compares features of the same width. {received} "
+                'Pass projector="auto" or a Keras layer.'
             )
-
-    def _fits(self, teacher: Any, student: Any) -> bool:
-        return all(None in pair or pair[0] == pair[1] for pair in zip(teacher[1:], student[1:], strict=True))
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
@@ -252,7 +248,7 @@ class RelationLoss(FeatureLoss):
     equal_sizes = False
     equal_widths = False
 
-    def compare(self, teacher: Any, student: Any) -> Any:
+    def compare(self, teacher: Any, student: Any, index: int) -> Any:
         """Returns each sample's share."""
         if teacher.shape[0] == 1:
             warnings.warn(
@@ -277,7 +273,7 @@ def run_layer(layer: Any, *args: Any, **kwargs: Any) -> Any:
 
 def flat(x: Any) -> Any:
     """Flattens all axes but the first."""
-    width = 1
+    width: Any = 1
     for length in x.shape[1:]:
         width = None if None in (width, length) else width * length
     return ops.reshape(x, (-1, width)) if width is not None else ops.reshape(x, (ops.shape(x)[0], -1))
@@ -288,7 +284,7 @@ def _as_list(features: Any) -> list[Any]:
 
 
 def _shapes(shape: Any) -> list[tuple[Any, ...]]:
-    several = len(shape) > 0 and isinstance(shape[0], (list, tuple)) or hasattr(shape[0], "rank")
+    several = (len(shape) > 0 and isinstance(shape[0], (list, tuple))) or hasattr(shape[0], "rank")
     return [tuple(one) for one in (shape if several else [shape])]
 
 

@@ -55,7 +55,6 @@ class CRDLoss(FeatureLoss):
 
     equal_sizes = False
     equal_widths = False
-    knows_index = True
     positions_count = True
 
     def __init__(self, dim: int = 128, temperature: float = 0.07, queue: int = 16384, **kwargs: Any) -> None:
@@ -77,7 +76,7 @@ class CRDLoss(FeatureLoss):
             memory.build(None)
             self.layers.append(memory)
 
-    def compare(self, teacher: Any, student: Any, index: int = 0) -> Any:
+    def compare(self, teacher: Any, student: Any, index: int) -> Any:
         """Returns one value per sample."""
         teacher_head, student_head, memory = self.layers[3 * index : 3 * index + 3]
         t, s = l2_normalized(teacher_head(flat(teacher))), l2_normalized(student_head(flat(student)))  # (batch, dim)

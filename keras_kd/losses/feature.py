@@ -4,6 +4,7 @@ Notation: F are features of shape `(batch, positions..., channels)`: B samples, 
 teacher and student. Every class takes the name of one layer, or lists of names, whose values add up.
 """
 
+import itertools
 import math
 from typing import Any
 
@@ -60,7 +61,7 @@ class HintLoss(FeatureLoss):
         super().__init__(projector=projector, **kwargs)
         self.projector = projector
 
-    def compare(self, teacher: Any, student: Any) -> Any:
+    def compare(self, teacher: Any, student: Any, index: int) -> Any:
         """Returns one value per position."""
         return ops.mean((student - teacher) ** 2, axis=-1)
 
@@ -123,7 +124,7 @@ class AttentionTransferLoss(FeatureLoss):
             raise ValueError(f'`form` must be "mean" or "paper". Received: form={form!r}.')
         self.form = form
 
-    def compare(self, teacher: Any, student: Any) -> Any:
+    def compare(self, teacher: Any, student: Any, index: int) -> Any:
         """Returns one value per sample."""
         difference = self._attention(student) - self._attention(teacher)  # (batch, positions)
         squares = difference**2
@@ -182,7 +183,7 @@ class NSTLoss(FeatureLoss):
     ranks = _MAPS
     equal_widths = False
 
-    def compare(self, teacher: Any, student: Any) -> Any:
+    def compare(self, teacher: Any, student: Any, index: int) -> Any:
         """Returns one value per sample."""
         t, s = (l2_normalized(channels_first(feature)) for feature in (teacher, student))
         return _kernel(t, t) + _kernel(s, s) - 2 * _kernel(s, t)
@@ -241,7 +242,7 @@ class FactorTransferLoss(FeatureLoss):
             raise ValueError(f"`p1` must be a whole number: activations may be negative. Received: p1={p1!r}.")
         self.p2 = positive("p2", p2)
 
-    def compare(self, teacher: Any, student: Any) -> Any:
+    def compare(self, teacher: Any, student: Any, index: int) -> Any:
         """Returns one value per sample."""
         difference = ops.abs(self._factor(student) - self._factor(teacher))
         if self.p2 < 1:  # no slope at 0
@@ -298,7 +299,6 @@ class VIDLoss(FeatureLoss):
     """
 
     averages_positions = True
-    knows_index = True
     equal_widths = False
 
     def __init__(self, init_variance: float = 5.0, eps: float = 1e-5, **kwargs: Any) -> None:
@@ -328,7 +328,7 @@ class VIDLoss(FeatureLoss):
         teacher, student = super().adapt(index, teacher, student)
         return teacher, self.layers[2 * index](student)
 
-    def compare(self, teacher: Any, student: Any, index: int = 0) -> Any:
+    def compare(self, teacher: Any, student: Any, index: int) -> Any:
         """Returns one value per position."""
         variance = self.layers[2 * index + 1](student)
         return 0.5 * ops.mean((student - teacher) ** 2 / variance + ops.log(variance), axis=-1)
@@ -415,7 +415,7 @@ class ABLoss(FeatureLoss):
             total = total / 2 + self._compare_pair(index, *pair)
         return total
 
-    def compare(self, teacher: Any, student: Any) -> Any:
+    def compare(self, teacher: Any, student: Any, index: int) -> Any:
         """Returns one value per sample."""
         off = ops.cast(ops.logical_and(student > -self.margin, teacher <= 0), student.dtype)
         on = ops.cast(ops.logical_and(student <= self.margin, teacher > 0), student.dtype)
@@ -485,7 +485,7 @@ class FSPLoss(FeatureLoss):
 def _flows(features: list[Any]) -> list[Any]:
     """Matrices of shape `(batch, channels of a, channels of b)` for consecutive features."""
     flows = []
-    for a, b in zip(features[:-1], features[1:], strict=True):
+    for a, b in itertools.pairwise(features):
         size = tuple(map(min, a.shape[1:-1], b.shape[1:-1]))
         a, b = (channels_first(pooled_to(feature, size)) for feature in (a, b))  # (batch, channels, positions)
         flows.append(ops.matmul(a, ops.transpose(b, (0, 2, 1))) / math.prod(size))

@@ -262,5 +262,3 @@ def _gram(x: Any) -> Any:
 
 def _scaled(x: Any) -> Any:
     return safe_divide(x, ops.stop_gradient(ops.max(ops.abs(x))))
-
-

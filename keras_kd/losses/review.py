@@ -101,7 +101,9 @@ class ReviewKDLoss(FeatureLoss):
 
     def _check_pair(self, teacher: Any, student: Any, received: str) -> None:
         if None in (*teacher[1:], *student[1:]):
-            raise ValueError(f"ReviewKDLoss must know height, width and channels. {received} Give the models inputs of a fixed size.")
+            raise ValueError(
+                f"ReviewKDLoss must know height, width and channels. {received} Give the models inputs of a fixed size."
+            )
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
@@ -114,7 +116,7 @@ def _squared_error(a: Any, b: Any) -> Any:
 
 @keras.saving.register_keras_serializable(package="keras_kd")
 class Fusion(keras.layers.Layer):
-    """One step of the cascade: brings a student's feature to `mid` channels, blends it with the one above, gives the teacher's width.
+    """One step of the cascade: brings a feature to `mid` channels, blends it with the one above, gives the teacher's width.
 
     Args:
         mid: width inside the cascade.

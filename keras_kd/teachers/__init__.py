@@ -7,6 +7,7 @@ import keras
 from keras_kd.teachers.ensemble import Ensemble
 from keras_kd.teachers.frozen import AbsentTeacher, FrozenTeacher, RecordedBatch, RecordedTeacher, Teacher, check_model, inputs_of
 from keras_kd.teachers.moving_average import AveragedStudent, MovingAverage
+from keras_kd.teachers.reuse import classifier_input, reuse_classifier
 
 
 def hold(teacher: Any, student: keras.Model, *, preprocessing: Any = None, weights: Any = None) -> Teacher:
@@ -46,6 +47,8 @@ __all__ = [
     "RecordedTeacher",
     "Teacher",
     "check_model",
+    "classifier_input",
     "hold",
     "inputs_of",
+    "reuse_classifier",
 ]

@@ -64,21 +64,10 @@ class Ensemble(Teacher):
         self.weights = _shares(weights, len(models))
         self.activation = activation
         self.preprocessing = preprocessing
-
-    @property
-    def name(self) -> str:
-        """The models' names."""
-        return ", ".join(member.name for member in self.members)
-
-    @property
-    def supports_jit(self) -> bool:
-        """Whether XLA can compile every layer of every model."""
-        return all(member.supports_jit for member in self.members)
-
-    @property
-    def kinds(self) -> list[str | None]:
-        """What each output of the average holds: logits wherever the members' kinds are known."""
-        return [LOGITS if self.activation is not None and None not in kinds else None for kinds in self._member_kinds()]
+        self.name = ", ".join(member.name for member in self.members)
+        self.supports_jit = all(member.supports_jit for member in self.members)
+        # The average holds logits wherever the members' kinds are known.
+        self.kinds = [LOGITS if activation is not None and None not in kinds else None for kinds in self._member_kinds()]
 
     def _member_kinds(self) -> list[tuple[str | None, ...]]:
         return list(zip(*[member.kinds for member in self.members], strict=False))
@@ -167,6 +156,7 @@ def _shares(weights: Any, count: int) -> list[float]:
     weights = [1.0] * count if weights is None else [finite_number(f"weights[{i}]", w) for i, w in enumerate(weights)]
     if len(weights) != count or min(weights) < 0 or sum(weights) == 0:
         raise ValueError(
-            f"`weights` must hold one number per teacher, none negative and not all 0. Received: weights={weights!r} for {count} teachers."
+            f"`weights` must hold one number per teacher, none negative and not all 0. Received: weights={weights!r} for {count} "
+            "teachers."
         )
     return [weight / sum(weights) for weight in weights]

@@ -36,11 +36,11 @@ class Teacher:
     """
 
     is_present = True
-    name: str
-    preprocessing: Any = None
-    supports_jit = True
-    kinds: list[str | None] = []
     given: Any = None  # what the user handed over
+    name: str
+    kinds: list[str | None] = []  # what each output holds: see `output_kinds`
+    supports_jit = True  # whether XLA can compile it
+    preprocessing: Any = None
 
     def __call__(self, x: Any, layer_names: Iterable[str] = ()) -> tuple[Any, dict[str, Any]]:
         """Returns the outputs for a batch, and those of the named layers."""
@@ -79,21 +79,9 @@ class FrozenTeacher(Teacher):
     def __init__(self, model: keras.Model, preprocessing: Any = None) -> None:
         self.model = self.given = model
         self.preprocessing = preprocessing
-
-    @property
-    def name(self) -> str:
-        """The model's name."""
-        return str(self.model.name)
-
-    @property
-    def kinds(self) -> list[str | None]:
-        """What each output holds: see `output_kinds`."""
-        return output_kinds(self.model)
-
-    @property
-    def supports_jit(self) -> bool:
-        """Whether XLA can compile every layer."""
-        return all(layer.supports_jit for layer in self.model._flatten_layers())
+        self.name = str(getattr(model, "name", ""))
+        self.kinds = output_kinds(model)
+        self.supports_jit = all(layer.supports_jit for layer in model._flatten_layers())
 
     def __call__(self, x: Any, layer_names: Iterable[str] = ()) -> tuple[Any, dict[str, Any]]:
         """Runs the teacher in inference mode; returns its outputs and the outputs of the named layers."""

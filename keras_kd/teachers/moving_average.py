@@ -71,16 +71,8 @@ class AveragedStudent(Teacher):
     def __init__(self, average: MovingAverage, student: keras.Model) -> None:
         self.given = average
         self.model = average.model = copy_of(student)
-
-    @property
-    def kinds(self) -> list[str | None]:
-        """What each output holds."""
-        return output_kinds(self.model)
-
-    @property
-    def supports_jit(self) -> bool:
-        """Whether XLA can compile every layer."""
-        return all(layer.supports_jit for layer in self.model._flatten_layers())
+        self.kinds = output_kinds(self.model)
+        self.supports_jit = all(layer.supports_jit for layer in self.model._flatten_layers())
 
     def __call__(self, x: Any, layer_names: Iterable[str] = ()) -> tuple[Any, dict[str, Any]]:
         """Runs the average in inference mode."""

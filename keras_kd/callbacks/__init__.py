@@ -1,0 +1,5 @@
+"""What can be changed while `fit` runs? Callbacks for a Distiller or a plain Keras model."""
+
+from keras_kd.callbacks.schedules import AnnealTemperature, AnnealWeight, ScheduledValue
+
+__all__ = ["AnnealTemperature", "AnnealWeight", "ScheduledValue"]
