@@ -4,9 +4,27 @@
 from keras_kd import _backend  # noqa: F401  # first: says clearly when the backend is not TensorFlow
 
 # isort: on
-from keras_kd import export, losses, profile, report, teachers
+from keras_kd import callbacks, export, layers, losses, metrics, profile, report, schedules, teachers
 from keras_kd._tunable import Tunable
 from keras_kd._version import __version__
 from keras_kd.distiller import Distiller
+from keras_kd.mutual import MutualDistiller
+from keras_kd.recording import Recording, record_teacher
 
-__all__ = ["Distiller", "Tunable", "__version__", "export", "losses", "profile", "report", "teachers"]
+__all__ = [
+    "Distiller",
+    "MutualDistiller",
+    "Recording",
+    "Tunable",
+    "__version__",
+    "callbacks",
+    "export",
+    "layers",
+    "losses",
+    "metrics",
+    "profile",
+    "record_teacher",
+    "report",
+    "schedules",
+    "teachers",
+]

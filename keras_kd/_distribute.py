@@ -1,4 +1,4 @@
-"""What does a Keras 3 model need to train on several machines? Cures for what `fit` does wrong there."""
+"""What does a Keras 3 model need to train on several devices or machines? Cures for what `fit` does wrong there."""
 
 from typing import Any
 
@@ -6,14 +6,14 @@ import keras
 import tensorflow as tf
 
 
-def is_multi_worker() -> bool:
-    """Whether several machines train together (MultiWorkerMirroredStrategy)."""
-    return isinstance(tf.distribute.get_strategy(), tf.distribute.MultiWorkerMirroredStrategy)
+def is_multi_worker(strategy: Any) -> bool:
+    """Whether several processes train together (MultiWorkerMirroredStrategy with a TF_CONFIG of several workers)."""
+    return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy) and strategy.extended._in_multi_worker_mode()
 
 
 def logs_of_step(logs: dict[str, Any]) -> dict[str, Any]:
-    """Logs as the trainer can reduce them over workers: Keras 3 takes the first entry of an axis that scalars do not have."""
-    if not is_multi_worker():
+    """Logs as the trainer can reduce them over workers: Keras 3 averages over an axis that scalars do not have."""
+    if not is_multi_worker(tf.distribute.get_strategy()):
         return logs
     return keras.tree.map_structure(lambda value: tf.expand_dims(tf.convert_to_tensor(value), 0), logs)
 
@@ -21,17 +21,31 @@ def logs_of_step(logs: dict[str, Any]) -> dict[str, Any]:
 def symbolic_build(model: keras.Model, iterator: Any, data_batch: Any) -> bool:
     """Builds what a model needs before its first step from the shapes of a batch.
 
-    Keras averages the batch over the replicas to see its shape, which fails for the values of several workers.
+    Keras averages the batch over the replicas to see its shapes, which fails for shares of different size and for several workers.
 
     Returns:
-        Whether it did; False where Keras' own way works.
+        Whether it did; False without a strategy, where Keras builds nothing beforehand.
     """
-    strategy = model.distribute_strategy
-    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+    if model._distribute_strategy is None:
         return False
+    strategy = model.distribute_strategy
     if iterator is not None:
         data_batch = next(next(step for _, _, step in iterator))
     first = tf.nest.map_structure(lambda value: strategy.experimental_local_results(value)[0], data_batch)
     with strategy.scope():
         model._symbolic_build(data_batch=first)
     return True
+
+
+def check_scope(model: keras.Model) -> None:
+    """Raises a `ValueError` for a model and an optimizer that were not made under one strategy: Keras fails in the first step."""
+    strategy = getattr(model.optimizer, "_distribution_strategy", None)
+    if strategy is None:
+        return
+    outside = [v.path for v in model.trainable_variables if not strategy.extended.variable_created_in_scope(v.value)]
+    if outside:
+        raise ValueError(
+            "The student, the Distiller and its optimizer must be made under the same strategy. Received: weights made elsewhere "
+            f"than the optimizer: {', '.join(outside[:4])}{', ...' if len(outside) > 4 else ''}. Write all of them, and compile, "
+            "inside one `with strategy.scope():`."
+        )

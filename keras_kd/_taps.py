@@ -80,7 +80,9 @@ def shapes(model: keras.Model, names: Iterable[str], *, role: str = "model") -> 
     Raises:
         ValueError: as `record` does.
     """
-    inputs = getattr(model, "input", None) if getattr(model, "inputs", None) else None
+    inputs = getattr(model, "inputs", None) or None
+    if inputs is not None:  # a Sequential model has no `input` before it is called
+        inputs = getattr(model, "input", inputs[0] if len(inputs) == 1 else None)
     if inputs is None or any(getattr(tensor, "sparse", False) for tensor in keras.tree.flatten(inputs)):
         return None
     found: dict[str, Any] = {}

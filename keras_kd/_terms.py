@@ -190,6 +190,13 @@ class Term:
             kinds = [self._kinds_at(paths, path) for path in paths]
             teachers = [_outputs.as_logits(t, kind or LOGITS) for t, (kind, _) in zip(teachers, kinds, strict=True)]
             students = [_outputs.as_logits(s, kind or LOGITS) for s, (_, kind) in zip(students, kinds, strict=True)]
+        for given, learned in zip(teachers, students, strict=True):
+            if not self.compares_outputs and not _outputs.shapes_agree(tuple(given.shape), tuple(learned.shape)):
+                raise ValueError(
+                    f"{type(self.loss).__name__} of keras.distillation has no adapters: it would fail, or broadcast in silence. "
+                    f"Received: teacher {tuple(given.shape)}, student {tuple(learned.shape)} in {self.name}. Use "
+                    "keras_kd.losses.HintLoss, which projects the student's feature."
+                )
         teacher, student = (_outputs.packed(paths, side) for side in (teachers, students))
         try:
             self.loss.validate_outputs(teacher, student)

@@ -380,6 +380,11 @@ class Distiller(keras.Model):
     def _logs_of_step(self, logs: dict[str, Any]) -> dict[str, Any]:
         return _distribute.logs_of_step(logs)
 
+    def _get_metrics_result_or_logs(self, logs: dict[str, Any]) -> dict[str, Any]:
+        # Logs of a step are means over replicas, whatever their shares; the metrics know better, whether all were logged or not.
+        known = self.get_metrics_result()
+        return {name: known.get(name, value) for name, value in logs.items()}
+
     def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
         if not _distribute.symbolic_build(self, iterator, data_batch):
             super()._maybe_symbolic_build(iterator=iterator, data_batch=data_batch)
@@ -408,6 +413,7 @@ class Distiller(keras.Model):
         self._compile_loss = self._compile_metrics = None  # Keras would keep those of an earlier call
         self.supports_jit = self._teacher.supports_jit
         super().compile(optimizer, loss, loss_weights, metrics, weighted_metrics, **kwargs)
+        _distribute.check_scope(self)
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
         """Compiles with what `get_compile_config` returned, and builds the optimizer for its state to be loaded."""

@@ -33,6 +33,22 @@ def classifier(width=8, *, classes=3, activation=None, features=4, name=None, **
     )
 
 
+def convolutional(widths=(4, 6), *, classes=4, size=8, norm=False, name=None, activation=None):
+    """A small built classifier of (size, size, 1) images with layers "conv1", "conv2" (half the size), "pool" and "head"."""
+    first, second = widths
+    return keras.Sequential(
+        [
+            keras.Input((size, size, 1)),
+            keras.layers.Conv2D(first, 3, padding="same", activation="relu", name="conv1"),
+            *([keras.layers.BatchNormalization(name="norm")] if norm else []),
+            keras.layers.Conv2D(second, 3, strides=2, padding="same", name="conv2"),
+            keras.layers.GlobalAveragePooling2D(name="pool"),
+            keras.layers.Dense(classes, activation=activation, name="head"),
+        ],
+        name=name,
+    )
+
+
 @pytest.fixture
 def teacher():
     return classifier(16, name="teacher")

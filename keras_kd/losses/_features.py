@@ -36,8 +36,8 @@ def in_training() -> bool:
 class FeatureLoss(DistillationLoss):
     """Base class of the losses that compare what inner layers give.
 
-    A subclass implements `compare(teacher, student, index)` for one pair of layers, with features of one shape, and returns one value
-    per sample; the values of several layers add up. It overrides `compare_layers` when the layers belong together. Where it
+    A subclass implements `compare(teacher, student, index)` for one pair of layers, with features of one shape, and returns one
+    value per sample; the values of several layers add up. It overrides `compare_layers` when the layers belong together. Where it
     needs trained layers of its own, it creates them in `create_layers` and puts them into `self.layers`: a `Distiller` trains
     and saves them with the student. They see batch statistics in a Distiller's training step alone.
 
@@ -177,7 +177,13 @@ class FeatureLoss(DistillationLoss):
         return teacher, student if adapter is None else run_layer(adapter, student)
 
     def compare(self, teacher: Any, student: Any, index: int) -> Any:
-        """Returns one value per sample for pair `index` of layers (per position with `averages_positions`); subclasses implement it."""
+        """Returns one value per sample for pair `index` of layers (per position with `averages_positions`).
+
+        Args:
+            teacher: the teacher's feature.
+            student: the student's, adapted.
+            index: the pair's place in the lists of layer names.
+        """
         raise NotImplementedError(f"{type(self).__name__} must implement compare(teacher, student, index).")
 
     averages_positions = False  # whether `compare` gives one value per position, (batch, positions...), to be averaged here

@@ -146,4 +146,5 @@ class EmbeddingQueue(keras.layers.Layer):
 
 
 def _random_directions(shape: Any, dtype: Any = None) -> Any:
-    return l2_normalized(keras.random.normal(shape, dtype=dtype))
+    # By an initialiser, which draws without a state: Keras builds layers where no variable of a random generator can be made.
+    return l2_normalized(keras.initializers.RandomNormal(stddev=1.0)(shape, dtype))

@@ -162,9 +162,10 @@ class RecordedTeacher(Teacher):
 
     def shapes(self, names: Iterable[str]) -> tuple[Any, dict[str, Any]] | None:
         """Shapes of the recorded outputs and layers."""
-        batch = self.given.dataset(batch_size=1).element_spec[0]
-        shapes = keras.tree.map_structure(lambda spec: (None, *spec.shape[1:]), (batch.outputs, batch.features))
-        return shapes[0], {name: shapes[1][name] for name in names}
+        features = self.given.feature_structure
+        return keras.tree.map_structure(lambda spec: spec.shape, self.given.output_structure), {
+            name: features[name].shape for name in names
+        }
 
 
 class AbsentTeacher(Teacher):

@@ -1,0 +1,30 @@
+"""The code on the pages of docs runs as it stands, from top to bottom."""
+
+import pathlib
+import re
+
+import keras
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+PAGES = ["teachers.md"]
+
+
+def classifier(width, name):
+    hidden = keras.layers.Dense(width, activation="relu", name="hidden")
+    return keras.Sequential([keras.Input((4,)), hidden, keras.layers.Dense(3, name="head")], name=name)
+
+
+@pytest.mark.filterwarnings("ignore:`shuffle=True` was passed")  # Keras warns of it for every data set
+@pytest.mark.parametrize("page", PAGES)
+def test_every_block_runs(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    keras.utils.disable_interactive_logging()
+    rng = np.random.default_rng(0)
+    names = {"teacher": classifier(16, "teacher"), "student": classifier(4, "student"), "assistant": classifier(8, "assistant")}
+    names |= {"x": rng.normal(size=(64, 4)).astype("float32"), "y": rng.integers(0, 3, size=64)}
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(), flags=re.DOTALL)
+    assert blocks
+    for block in blocks:
+        exec(compile(block, page, "exec"), names)
