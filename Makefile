@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # With fewer of TensorFlow's notes on processors and missing GPUs.
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: demo test lint format types docs-test bench wheel tutorials clean
+.PHONY: demo test lint format types docs-test bench zoo wheel tutorials clean
 
 # Two sets of packages, each noted by a file that is newer than pyproject.toml while the set is up to date.
 DEMO := $(VENV)/.installed
@@ -48,6 +48,12 @@ tutorials: $(DEV)  ## executes the tutorials and writes their notebooks
 
 bench: $(DEMO)  ## the benchmarks; results go to benchmarks/results
 	$(BIN)/python benchmarks/distiller.py
+	$(BIN)/python benchmarks/features.py
+	$(BIN)/python benchmarks/recorded.py
+	$(BIN)/python benchmarks/comparison.py
+
+zoo: $(DEMO)  ## every loss on Fashion-MNIST, 3 seeds: about half an hour; goes on where it was stopped
+	$(BIN)/python benchmarks/zoo.py
 
 wheel: $(DEV)  ## wheel and sdist in dist/
 	$(BIN)/python -m build --quiet

@@ -26,7 +26,7 @@ RESULT = pathlib.Path(__file__).parent / "results" / "features.json"
 PICTURE = pathlib.Path(__file__).parent / "results" / "features.png"
 # The ends of the stages have these channels in both models; the teacher is wider and deeper within.
 STAGES = (16, 32)
-WIDE = (48, 96)
+WIDE = (20, 36)
 CLAIMS = {"c / d": 0.8, "c / (a + b)": 1.08}
 BATCH_SIZES = (16, 32, 64, 128, 256)
 COUNTS = (1, 2, 3, 5, 7)

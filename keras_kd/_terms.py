@@ -254,8 +254,15 @@ def build_losses(terms: list[Term], teacher: Any, student: keras.Model) -> None:
         else:
             pairs = [(_pick(given[1], term.teacher_layers), _pick(learned[1], term.student_layers))]
         for pair in pairs:
-            with term.naming_itself():
-                term.loss.build(*pair)
+            if _is_known(pair):
+                with term.naming_itself():
+                    term.loss.build(*pair)
+
+
+def _is_known(shapes: Any) -> bool:
+    """Whether all lengths but the batch's are known: images of any size, say, show theirs in the first step."""
+    flat = [shape for one in shapes for shape in (one if isinstance(one, list) else [one])]
+    return None not in [length for shape in flat for length in tuple(shape)[1:]]
 
 
 def as_losses(identifiers: Any) -> list[Any]:

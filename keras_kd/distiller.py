@@ -117,7 +117,8 @@ class Distiller(keras.Model):
 
     @teacher.setter
     def teacher(self, teacher: Any) -> None:
-        self._set_teacher(teacher, self._teacher.preprocessing)
+        former = self._teacher.preprocessing
+        self._set_teacher(teacher, None if isinstance(former, (list, tuple)) else former)  # one each, of several teachers
 
     @property
     def teacher_name(self) -> str:
@@ -134,7 +135,9 @@ class Distiller(keras.Model):
         # The student's average belongs to the training and to its files; any other teacher stays out of them.
         self._moving_average = holder.model if isinstance(holder, AveragedStudent) else None
         build_losses(self._terms, holder, self.student)
+        known = len(self._loss_layers)
         self._track_loss_layers()
+        self._needs_compile = self.compiled and len(self._loss_layers) > known  # the optimizer does not know them
         self.supports_jit = holder.supports_jit
         self.train_function = self.test_function = None  # compiled steps hold the former teacher
 
@@ -367,6 +370,11 @@ class Distiller(keras.Model):
 
     def make_train_function(self, force: bool = False) -> None:
         """Builds the compiled training step."""
+        if self._needs_compile:
+            raise ValueError(
+                "The new teacher needs layers in the losses (projectors) that the optimizer does not know. Call "
+                "`distiller.compile(...)` again after `distiller.teacher = ...`."
+            )
         if self.train_function is None or force:
             super().make_train_function(force=force)
             self.train_function = self._finite_check.watched(self.train_function, self)
@@ -381,9 +389,14 @@ class Distiller(keras.Model):
         return _distribute.logs_of_step(logs)
 
     def _get_metrics_result_or_logs(self, logs: dict[str, Any]) -> dict[str, Any]:
-        # Logs of a step are means over replicas, whatever their shares; the metrics know better, whether all were logged or not.
-        known = self.get_metrics_result()
-        return {name: known.get(name, value) for name, value in logs.items()}
+        logs = super()._get_metrics_result_or_logs(logs)
+        own_steps = (type(self).train_step, type(self).test_step) == (Distiller.train_step, Distiller.test_step)
+        if own_steps and self.distribute_strategy.num_replicas_in_sync > 1:
+            # Evaluation without a teacher logs less than there are metrics, and Keras then averages over replicas as if all had
+            # equal shares of the data.
+            known = self.get_metrics_result()
+            logs = {name: known[name] for name in logs}
+        return logs
 
     def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
         if not _distribute.symbolic_build(self, iterator, data_batch):
@@ -412,6 +425,7 @@ class Distiller(keras.Model):
         """
         self._compile_loss = self._compile_metrics = None  # Keras would keep those of an earlier call
         self.supports_jit = self._teacher.supports_jit
+        self._needs_compile = False
         super().compile(optimizer, loss, loss_weights, metrics, weighted_metrics, **kwargs)
         _distribute.check_scope(self)
 
@@ -427,7 +441,7 @@ class Distiller(keras.Model):
     def __deepcopy__(self, memo: dict[int, Any]) -> "Distiller":
         reduced: Any = self.__reduce__()
         twin: Distiller = reduced[0](*reduced[1])
-        if self._teacher.is_present:
+        if self._teacher.is_present and self._moving_average is None:
             twin.teacher = self.teacher  # shared: it is read only, and no file holds its weights
         return twin
 

@@ -1,5 +1,6 @@
 """What every test shares: two logical CPUs (for MirroredStrategy), seeds, small models and data."""
 
+import functools
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -19,6 +20,16 @@ def _seeded():
     keras.utils.set_random_seed(7)
     yield
     keras.backend.clear_session()
+
+
+@functools.cache
+def two_devices():
+    """MirroredStrategy over the two logical CPUs; one for all tests of a process.
+
+    TensorFlow numbers the collective operations of every new strategy from the same start, and fails where other shapes went under
+    these numbers before.
+    """
+    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 
 
 def classifier(width=8, *, classes=3, activation=None, features=4, name=None, **kwargs):

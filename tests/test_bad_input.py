@@ -215,3 +215,13 @@ def test_weights_may_come_as_numpy_numbers():
         assert distiller.distillation_loss_weights == [2.0]
         distiller.distillation_loss_weights = weights
         assert [type(weight) for weight in distiller.distillation_loss_weights] in ([float], [int])
+
+
+def test_a_feature_loss_of_keras_that_would_broadcast_is_refused():
+    name = {"teacher_layer_name": "wide", "student_layer_name": "narrow"}
+    teacher = keras.Sequential([keras.Input((4,)), layers.Dense(5, name="wide"), layers.Dense(3)])
+    student = keras.Sequential([keras.Input((4,)), layers.Dense(1, name="narrow"), layers.Dense(3)])
+    distiller = Distiller(teacher, student, keras.distillation.FeatureDistillation("mse", **name))
+    distiller.compile("sgd")
+    with pytest.raises(ValueError, match=r"teacher \(8, 5\), student \(8, 1\) in feature_distillation.*HintLoss"):
+        distiller.train_on_batch(np.ones((8, 4), "float32"))

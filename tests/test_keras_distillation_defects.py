@@ -13,6 +13,7 @@ import pytest
 import tensorflow as tf
 
 import keras_kd
+from tests.conftest import two_devices
 
 MEASURED = "3.15.1"  # the release in which every defect was measured: there each check must fail
 
@@ -379,7 +380,7 @@ def test_10_two_replicas_make_the_same_update_as_one_device():
 
     def check(lib):
         alone, logs = trained(lib, tf.distribute.get_strategy())
-        together, logs_together = trained(lib, tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]))
+        together, logs_together = trained(lib, two_devices())
         close(together, alone, "the update", rtol=0, atol=1e-6)
         assert logs_together == pytest.approx(logs, rel=1e-5)
 

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from keras_kd import metrics
 from tests import references
-from tests.conftest import classifier
+from tests.conftest import classifier, two_devices
 
 RNG = np.random.default_rng(11)
 T, S = 2 * RNG.normal(size=(40, 5)), 2 * RNG.normal(size=(40, 5))
@@ -225,7 +225,7 @@ def test_it_trains_under_mixed_precision(kind, data):
 
 @every_metric
 def test_replicas_add_up(kind):
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    strategy = two_devices()
     with strategy.scope():
         metric = MAKERS[kind]()
 

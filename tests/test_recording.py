@@ -17,7 +17,7 @@ import tensorflow as tf
 from keras_kd.recording import RecordedBatch, Recording, _recorder, _shards, record_teacher
 from keras_kd.teachers import FrozenTeacher
 
-from .conftest import classifier
+from .conftest import classifier, two_devices
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -319,7 +319,7 @@ def test_a_model_trains_on_recorded_batches_in_fit(teacher, student, data, tmp_p
 
 def test_a_model_trains_on_recorded_batches_on_two_devices(teacher, data, tmp_path):
     recording = record(teacher, data, tmp_path / "r")
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    strategy = two_devices()
     dataset = strategy.experimental_distribute_dataset(recording.dataset(8))
     seen = [
         np.concatenate([np.asarray(part) for part in strategy.experimental_local_results(batch.inputs)]) for batch, _ in dataset

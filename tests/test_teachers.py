@@ -1,5 +1,7 @@
 """Who may teach: several models, the student's own average, other students, a reused classifier, chains of teachers."""
 
+import copy
+
 import keras
 import numpy as np
 import pytest
@@ -140,6 +142,15 @@ def test_the_moving_average_is_saved_with_the_distiller_and_goes_on(tmp_path, st
     for got, want in zip(weights_of(loaded.teacher.model), weights_of(distiller.teacher.model), strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-6)
     assert loaded.teacher.momentum == 0.8
+
+
+def test_a_copy_of_the_distiller_averages_its_own_student(student):
+    distiller = keras_kd.Distiller(teachers.MovingAverage(0.8), student)
+    twin = copy.deepcopy(distiller)
+    assert twin.teacher is not distiller.teacher
+    assert twin.teacher.model is not distiller.teacher.model
+    with pytest.raises(ValueError, match=r"belongs to one Distiller. Make another, teachers.MovingAverage\(0.8\)"):
+        keras_kd.Distiller(distiller.teacher, student)
 
 
 def test_the_average_is_not_trained_by_gradients_and_not_part_of_the_student(student):

@@ -54,11 +54,9 @@ class FeatureLoss(DistillationLoss):
     equal_sizes = True  # whether the larger map is average-pooled to the smaller before they are compared
     equal_widths = True
 
-    def __init__(self, *, projector: Any = None, **kwargs: Any) -> None:
+    def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if projector not in ("auto", None) and not isinstance(projector, keras.layers.Layer):
-            raise TypeError(f'`projector` must be "auto", None or a Keras layer. Received: projector={projector!r}.')
-        self._projector = projector
+        self._projector: Any = None
         self._adapters: list[Any] = []
         self.layers: list[keras.layers.Layer] = []
         self._build_shapes: Any = None
@@ -91,7 +89,9 @@ class FeatureLoss(DistillationLoss):
         if self.layers:
             self._check_built_for(teachers, students)
             return
-        self._adapters = [self._adapter(*shapes) for shapes in zip(teachers, students, strict=True)]
+        self._adapters = []
+        for shapes in zip(teachers, students, strict=True):
+            self._adapters.append(self._adapter(*shapes))
         self.layers = [adapter for adapter in self._adapters if adapter is not None]
         self.create_layers(teachers, [self._adapted_shape(*shapes) for shapes in zip(teachers, students, strict=True)])
         self.built = True
@@ -107,6 +107,14 @@ class FeatureLoss(DistillationLoss):
     def build_from_config(self, config: dict[str, Any]) -> None:
         """Builds the layers that a file knows."""
         self.build(*[[(None, *shape) for shape in shapes] for shapes in config["shapes"]])
+
+    def use_projector(self, projector: Any) -> Any:
+        """Takes what brings the student's features to the teacher's width: "auto", a Keras layer, or None; returns it."""
+        if projector not in ("auto", None) and not isinstance(projector, keras.layers.Layer):
+            raise TypeError(f'`projector` must be "auto", None or a Keras layer. Received: projector={projector!r}.')
+        self._projector = projector
+        self._projector_config = keras.saving.serialize_keras_object(projector)  # of the layer as it came, for further copies
+        return projector
 
     def _check_built_for(self, teachers: list[Any], students: list[Any]) -> None:
         known = [_channels(shapes, self.positions_count) for shapes in self._build_shapes]
@@ -126,14 +134,23 @@ class FeatureLoss(DistillationLoss):
         layer = self._projector
         if layer == "auto":
             layer = Projector(teacher[-1], dtype=self.dtype)
-        elif self._adapters or self.layers:  # one layer, several pairs: a copy for each
-            layer = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(layer))
+        elif self._adapters:  # one layer, several pairs: a copy for each of the others
+            layer = keras.saving.deserialize_keras_object(self._projector_config)
+        shape = (None, *self._common_size(teacher, student), student[-1])
         if not layer.built:
-            layer.build((None, *self._common_size(teacher, student), student[-1]))
+            layer.build(shape)
+        width = tuple(layer.compute_output_shape(shape))[-1]
+        if width != teacher[-1]:
+            raise ValueError(
+                f"The projector of {type(self).__name__} must give the teacher's width, {teacher[-1]}. Received: "
+                f'projector="{layer.name}", which gives {width} for the student\'s feature {student}.'
+            )
         return layer
 
     def _common_size(self, teacher: Any, student: Any) -> tuple[int, ...]:
-        return tuple(map(min, teacher[1:-1], student[1:-1])) if self.equal_sizes else tuple(student[1:-1])
+        if not self.equal_sizes:
+            return tuple(student[1:-1])
+        return tuple(a if a == b else min(a, b) for a, b in zip(teacher[1:-1], student[1:-1], strict=True))
 
     def _adapted_shape(self, teacher: Any, student: Any) -> tuple[Any, ...]:
         width = teacher[-1] if self._projector is not None else student[-1]
@@ -229,9 +246,12 @@ class FeatureLoss(DistillationLoss):
         name = type(self).__name__
         if len(teacher) != len(student):
             raise ValueError(f"{name} compares features of the same rank. {received} Name layers of the same kind.")
-        if None in (teacher[-1], student[-1]) or (self.equal_sizes and None in (*teacher[1:], *student[1:]) and teacher != student):
-            raise ValueError(f"{name} must know positions and channels of features of different shapes. {received} Give the "
-                             "models inputs of a fixed size.")  # fmt: skip
+        sizes = list(zip(teacher[1:-1], student[1:-1], strict=True)) if self.equal_sizes else []
+        if None in (teacher[-1], student[-1]) or any(None in (a, b) and a != b for a, b in sizes):
+            raise ValueError(
+                f"{name} must know positions and channels of features of different shapes. {received} Give the models inputs of a "
+                "fixed size."
+            )
         if self._projector is None and self.equal_widths and teacher[-1] != student[-1]:
             raise ValueError(
                 f"{name} without a projector compares features of the same width. {received} "

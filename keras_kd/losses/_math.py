@@ -1,6 +1,5 @@
 """Which arithmetic do the losses share, and how does it stay finite where the formula alone would not?"""
 
-import math
 from typing import Any
 
 import keras
@@ -85,20 +84,20 @@ def _deviations(x: Any, present: Any, axis: int) -> tuple[Any, Any]:
 
 def l2_normalized(x: Any, *, axis: Any = -1) -> Any:
     """x / |x| along `axis`, and 0 (with gradient 0) where x is 0."""
-    largest = ops.stop_gradient(ops.max(ops.abs(x), axis=axis, keepdims=True))
+    largest = ops.stop_gradient(ops.max(ops.abs(x), axis=axis, keepdims=True, initial=0.0))
     x = safe_divide(x, largest)  # squares neither overflow nor underflow
     return safe_divide(x, safe_sqrt(ops.sum(x**2, axis=axis, keepdims=True)))
 
 
 def frobenius_norm(x: Any) -> Any:
     """Norm of a matrix, stable on large entries, with gradient 0 at 0."""
-    largest = ops.stop_gradient(ops.max(ops.abs(x)))
+    largest = ops.stop_gradient(ops.max(ops.abs(x), initial=0.0))
     return largest * safe_sqrt(ops.sum(safe_divide(x, largest) ** 2))
 
 
 def channels_first(x: Any) -> Any:
     """Flattens the positions of a map and puts them last: `(batch, channels, positions)`."""
-    return ops.transpose(ops.reshape(x, (-1, math.prod(x.shape[1:-1]), x.shape[-1])), (0, 2, 1))
+    return ops.transpose(ops.reshape(x, (ops.shape(x)[0], -1, x.shape[-1])), (0, 2, 1))
 
 
 def huber(x: Any) -> Any:

@@ -13,7 +13,7 @@ from keras import ops
 
 from keras_kd._tunable import non_negative, positive
 from keras_kd.layers.projectors import pooled_to
-from keras_kd.losses._features import FeatureLoss
+from keras_kd.losses._features import FeatureLoss, flat
 from keras_kd.losses._math import channels_first, l2_normalized, safe_sqrt
 
 _MAPS = (3, 4, 5)
@@ -58,8 +58,8 @@ class HintLoss(FeatureLoss):
     averages_positions = True
 
     def __init__(self, projector: Any = "auto", **kwargs: Any) -> None:
-        super().__init__(projector=projector, **kwargs)
-        self.projector = projector
+        super().__init__(**kwargs)
+        self.projector = self.use_projector(projector)
 
     def compare(self, teacher: Any, student: Any, index: int) -> Any:
         """Returns one value per position."""
@@ -137,7 +137,7 @@ class AttentionTransferLoss(FeatureLoss):
         else:
             size = size**self.power
         attention = ops.mean(size, axis=-1)
-        return l2_normalized(ops.reshape(attention, (-1, math.prod(attention.shape[1:]))))  # (batch, positions)
+        return l2_normalized(flat(attention))  # (batch, positions)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
@@ -255,7 +255,7 @@ class FactorTransferLoss(FeatureLoss):
 
     def _factor(self, feature: Any) -> Any:
         factor = ops.mean(feature ** int(self.p1), axis=-1)
-        return l2_normalized(ops.reshape(factor, (-1, math.prod(factor.shape[1:]))))  # (batch, positions)
+        return l2_normalized(flat(factor))  # (batch, positions)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
@@ -404,9 +404,9 @@ class ABLoss(FeatureLoss):
     """
 
     def __init__(self, margin: float = 1.0, projector: Any = "auto", **kwargs: Any) -> None:
-        super().__init__(projector=projector, **kwargs)
+        super().__init__(**kwargs)
         self.margin = non_negative("margin", margin)
-        self.projector = projector
+        self.projector = self.use_projector(projector)
 
     def compare_layers(self, teachers: list[Any], students: list[Any]) -> Any:
         """Returns one value per sample: the layers' values, halved each step back."""
@@ -486,9 +486,9 @@ def _flows(features: list[Any]) -> list[Any]:
     """Matrices of shape `(batch, channels of a, channels of b)` for consecutive features."""
     flows = []
     for a, b in itertools.pairwise(features):
-        size = tuple(map(min, a.shape[1:-1], b.shape[1:-1]))
+        size = tuple(n if n == m else min(n, m) for n, m in zip(a.shape[1:-1], b.shape[1:-1], strict=True))
         a, b = (channels_first(pooled_to(feature, size)) for feature in (a, b))  # (batch, channels, positions)
-        flows.append(ops.matmul(a, ops.transpose(b, (0, 2, 1))) / math.prod(size))
+        flows.append(ops.matmul(a, ops.transpose(b, (0, 2, 1))) / ops.cast(ops.shape(a)[2], a.dtype))
     return flows
 
 

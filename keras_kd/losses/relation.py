@@ -72,7 +72,7 @@ class RKDLoss(RelationLoss):
 def _pairs(x: Any) -> tuple[Any, Any]:
     """Distances by their mean, shape `(i, j)`, and unit vectors from x_i to x_j, shape `(i, j, width)`."""
     difference = ops.expand_dims(x, 0) - ops.expand_dims(x, 1)  # (i, j, width): x_j - x_i
-    largest = ops.stop_gradient(ops.max(ops.abs(difference)))
+    largest = ops.stop_gradient(ops.max(ops.abs(difference), initial=0.0))
     difference = safe_divide(difference, largest)  # neither result depends on the scale; squares cannot overflow
     distance = safe_sqrt(ops.sum(difference**2, axis=-1))
     above = ops.cast(distance > 0, distance.dtype)
@@ -213,7 +213,8 @@ class CorrelationLoss(RelationLoss):
     positions_count = True
 
     def __init__(self, kernel: str | None = None, gamma: float = 0.4, order: int = 2, **kwargs: Any) -> None:
-        super().__init__(projector="auto" if kernel is None else None, **kwargs)
+        super().__init__(**kwargs)
+        self.use_projector("auto" if kernel is None else None)
         if kernel not in (None, "bilinear", "gaussian"):
             raise ValueError(f'`kernel` must be None, "bilinear" or "gaussian". Received: kernel={kernel!r}.')
         if isinstance(order, bool) or not isinstance(order, int) or order < 1:
@@ -261,4 +262,4 @@ def _gram(x: Any) -> Any:
 
 
 def _scaled(x: Any) -> Any:
-    return safe_divide(x, ops.stop_gradient(ops.max(ops.abs(x))))
+    return safe_divide(x, ops.stop_gradient(ops.max(ops.abs(x), initial=0.0)))

@@ -62,7 +62,7 @@ class ReviewKDLoss(FeatureLoss):
         self.levels = list(levels) if isinstance(levels, (list, tuple)) else [levels]
         self.mid_channels = mid_channels
         for name, values in (("levels", self.levels), ("mid_channels", [] if mid_channels is None else [mid_channels])):
-            if not all(isinstance(value, int) and value >= 1 for value in values):
+            if not all(isinstance(value, int) and not isinstance(value, bool) and value >= 1 for value in values):
                 raise ValueError(f"`{name}` must be whole numbers, at least 1. Received: {name}={values!r}.")
 
     def create_layers(self, teacher_shapes: list[Any], student_shapes: list[Any]) -> None:

@@ -69,6 +69,11 @@ class AveragedStudent(Teacher):
     name = "moving average of the student"
 
     def __init__(self, average: MovingAverage, student: keras.Model) -> None:
+        if average.model is not None:
+            raise ValueError(
+                "This MovingAverage already follows a student: it belongs to one Distiller. Make another, "
+                f"teachers.MovingAverage({average.momentum})."
+            )
         self.given = average
         self.model = average.model = copy_of(student)
         self.kinds = output_kinds(self.model)

@@ -5,12 +5,11 @@ import copy
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 
 from keras_kd import Distiller, Tunable, losses, schedules
 from keras_kd.callbacks import AnnealTemperature, AnnealWeight, ScheduledValue
 from tests import references
-from tests.conftest import classifier
+from tests.conftest import classifier, two_devices
 
 FROM_LOGITS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 OPTIONS = {"graph": {}, "eager": {"run_eagerly": True}, "xla": {"jit_compile": True}, "several steps": {"steps_per_execution": 2}}
@@ -225,7 +224,7 @@ def test_training_that_was_interrupted_goes_on_where_it_stood(teacher, student, 
 
 
 def test_it_works_under_a_mirrored_strategy(data):
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    strategy = two_devices()
     with strategy.scope():
         distiller = Distiller(classifier(), classifier(), [losses.KDLoss(4.0), losses.DKDLoss()], student_loss_weight=0.0)
         frozen(distiller)
