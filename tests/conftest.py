@@ -18,6 +18,11 @@ tf.config.set_logical_device_configuration(
 @pytest.fixture(autouse=True)
 def _seeded():
     keras.utils.set_random_seed(7)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _cleared():
+    """Forgets the models of a module; after each test that would take longer than most tests."""
     yield
     keras.backend.clear_session()
 

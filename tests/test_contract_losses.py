@@ -81,12 +81,6 @@ def parametrized(cases):
     return pytest.mark.parametrize("case", cases, ids=lambda case: f"{case.make.__name__}-{case.form}")
 
 
-@pytest.fixture(autouse=True)
-def _seeded():
-    """As in conftest.py, without clearing models after each of these many tests, which takes longer than most of them."""
-    keras.utils.set_random_seed(7)
-
-
 every_loss = parametrized(CASES)
 # For what takes longer: each loss once, on its largest features.
 EACH_ONCE = list({case.make: case for case in CASES}.values())

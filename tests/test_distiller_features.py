@@ -20,12 +20,6 @@ POOL = {"teacher_layer_name": "pool", "student_layer_name": "pool"}
 BOTH = {"teacher_layer_name": ["conv1", "conv2"], "student_layer_name": ["conv1", "conv2"]}
 
 
-@pytest.fixture(autouse=True)
-def _seeded():
-    """As in conftest.py, without clearing models after each test, which takes longer than most of them."""
-    keras.utils.set_random_seed(7)
-
-
 def twin(model):
     """A model of the same architecture and weights, sharing nothing."""
     copy = keras.models.clone_model(model)
