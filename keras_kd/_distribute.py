@@ -49,3 +49,14 @@ def check_scope(model: keras.Model) -> None:
             f"than the optimizer: {', '.join(outside[:4])}{', ...' if len(outside) > 4 else ''}. Write all of them, and compile, "
             "inside one `with strategy.scope():`."
         )
+
+
+def batch_size(x: Any) -> Any:
+    """Number of samples of a batch, as a tensor."""
+    return tf.shape(next(leaf for leaf in keras.tree.flatten(x) if leaf is not None))[0]
+
+
+def across_replicas(value: Any) -> Any:
+    """Undoes the division by the number of replicas that Keras applies to losses, for the logs."""
+    replicas = tf.distribute.get_strategy().num_replicas_in_sync
+    return value * replicas if replicas > 1 else value

@@ -74,8 +74,8 @@ def shapes(model: keras.Model, names: Iterable[str], *, role: str = "model") -> 
         role: what error messages call the model.
 
     Returns:
-        Shape of the outputs, nested as the model gives them, and shapes by name; None for a subclassed model, whose inputs are
-        not known before it sees them.
+        Shape of the outputs, nested as the model gives them, and shapes by name; None where the inputs of a subclassed model are
+        not known: a single float input is known from how it was built.
 
     Raises:
         ValueError: as `record` does.
@@ -83,8 +83,25 @@ def shapes(model: keras.Model, names: Iterable[str], *, role: str = "model") -> 
     inputs = getattr(model, "inputs", None) or None
     if inputs is not None:  # a Sequential model has no `input` before it is called
         inputs = getattr(model, "input", inputs[0] if len(inputs) == 1 else None)
-    if inputs is None or any(getattr(tensor, "sparse", False) for tensor in keras.tree.flatten(inputs)):
+    if inputs is None:
+        return _shapes_as_built(model, names, role)
+    if any(getattr(tensor, "sparse", False) for tensor in keras.tree.flatten(inputs)):
         return None
+    return _traced_shapes(model, names, role, keras.tree.map_structure(lambda t: tf.TensorSpec(t.shape, t.dtype), inputs))
+
+
+def _shapes_as_built(model: keras.Model, names: Iterable[str], role: str) -> tuple[Any, dict[str, Any]] | None:
+    """Shapes of a subclassed model for the input shape that Keras remembers."""
+    known = list((getattr(model, "_build_shapes_dict", None) or {}).values())
+    if len(known) != 1 or not isinstance(known[0], (list, tuple)) or not all(isinstance(n, int | None) for n in known[0]):
+        return None
+    try:
+        return _traced_shapes(model, names, role, tf.TensorSpec((None, *known[0][1:]), model.compute_dtype))
+    except Exception:  # whole numbers for an embedding, say: the first step will show
+        return None
+
+
+def _traced_shapes(model: keras.Model, names: Iterable[str], role: str, inputs: Any) -> tuple[Any, dict[str, Any]]:
     found: dict[str, Any] = {}
 
     @tf.function
@@ -93,7 +110,7 @@ def shapes(model: keras.Model, names: Iterable[str], *, role: str = "model") -> 
             outputs = model(x, training=False)
         found.update(outputs=outputs, features=dict(features))
 
-    trace.get_concrete_function(keras.tree.map_structure(lambda t: tf.TensorSpec(t.shape, t.dtype), inputs))
+    trace.get_concrete_function(inputs)
     return keras.tree.map_structure(lambda t: t.shape, (found["outputs"], found["features"]))
 
 

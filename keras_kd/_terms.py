@@ -3,6 +3,7 @@
 import contextlib
 import numbers
 import warnings
+import weakref
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -51,6 +52,15 @@ class Term:
             teacher: holder of the teacher: see `keras_kd.teachers`.
             student: the student.
         """
+        if isinstance(self.loss, ResponseLoss) and not isinstance(self.teacher_layers, str | None):
+            raise ValueError(
+                f"{self.name} compares one layer. Received: teacher_layer_name={self.teacher_layers!r}. Pass one loss for each."
+            )
+        if isinstance(self.loss, ResponseLoss) and self.compares_outputs and teacher.activation not in (None, self.loss.activation):
+            raise ValueError(
+                f"{self.name} compares {self.loss.activation} distributions, and the teachers' are averaged as "
+                f'{teacher.activation}. Pass teachers.Ensemble([...], activation="{self.loss.activation}").'
+            )
         self.teacher_kinds, self.student_kinds = teacher.kinds, _outputs.output_kinds(student)
         if not (self.compares_outputs and teacher.is_present) or isinstance(self.loss, FeatureLoss):
             return
@@ -259,10 +269,34 @@ def build_losses(terms: list[Term], teacher: Any, student: keras.Model) -> None:
                     term.loss.build(*pair)
 
 
+_OWNERS: Any = weakref.WeakKeyDictionary()
+
+
+def claim(loss: Any, owner: Any) -> None:
+    """Raises a `ValueError` for a loss whose trained layers belong to another Distiller: each would train the other's."""
+    if not getattr(loss, "layers", None):
+        return
+    known = _OWNERS.setdefault(loss, weakref.ref(owner))
+    if known() is not owner:
+        raise ValueError(
+            f"This {type(loss).__name__} has trained layers, and belongs to another Distiller. Make a loss of its own for each "
+            "Distiller."
+        )
+
+
 def _is_known(shapes: Any) -> bool:
     """Whether all lengths but the batch's are known: images of any size, say, show theirs in the first step."""
     flat = [shape for one in shapes for shape in (one if isinstance(one, list) else [one])]
     return None not in [length for shape in flat for length in tuple(shape)[1:]]
+
+
+def activation_of(terms: list[Term]) -> str | None:
+    """What turns logits into probabilities for the losses that compare outputs; None where these compare numbers."""
+    losses = [term.loss for term in terms if term.compares_outputs]
+    if any(isinstance(loss, _BINARY) or getattr(loss, "activation", None) == SIGMOID for loss in losses):
+        return SIGMOID
+    probabilistic = (ResponseLoss, keras.distillation.LogitsDistillation, *_CATEGORICAL)
+    return SOFTMAX if not losses or any(isinstance(loss, probabilistic) for loss in losses) else None
 
 
 def as_losses(identifiers: Any) -> list[Any]:

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from keras_kd import _distribute, _outputs, _taps, metrics
 from keras_kd._finite import FiniteCheck
-from keras_kd._terms import as_losses, as_weights, build_losses, check_layers, flat_names, make_terms
+from keras_kd._terms import activation_of, as_losses, as_weights, build_losses, check_layers, claim, flat_names, make_terms
 from keras_kd._tunable import Tunable, each, fraction, non_negative
 from keras_kd.losses._features import phase
 from keras_kd.teachers import AbsentTeacher, AveragedStudent, MovingAverage, check_model, hold, inputs_of
@@ -97,6 +97,7 @@ class Distiller(keras.Model):
         self.student_loss_weight = student_loss_weight
         self._evaluate_teacher = bool(evaluate_teacher)
         self._loss_layers: list[keras.layers.Layer] = []
+        self._needs_compile = False
         self._set_teacher(teacher, teacher_preprocessing, teacher_weights)
         self._make_trackers()
         self._finite_check = FiniteCheck()
@@ -117,8 +118,8 @@ class Distiller(keras.Model):
 
     @teacher.setter
     def teacher(self, teacher: Any) -> None:
-        former = self._teacher.preprocessing
-        self._set_teacher(teacher, None if isinstance(former, (list, tuple)) else former)  # one each, of several teachers
+        asked = isinstance(teacher, (keras.Model, list, tuple))  # those that a preprocessing is for
+        self._set_teacher(teacher, self._teacher.preprocessing if asked else None)
 
     @property
     def teacher_name(self) -> str:
@@ -126,18 +127,25 @@ class Distiller(keras.Model):
         return self._teacher.name
 
     def _set_teacher(self, teacher: Any, preprocessing: Any, weights: Any = None) -> None:
-        holder = hold(teacher, self.student, preprocessing=preprocessing, weights=weights)
+        activation = activation_of(self._terms)
+        holder = hold(teacher, self.student, preprocessing=preprocessing, weights=weights, activation=activation)
         holder.check(self.student, same_inputs=type(self).teacher_outputs is Distiller.teacher_outputs)
-        for term in self._terms:
-            term.check(holder, self.student)
-            check_layers(term, holder, self.student)
-        self._teacher = holder
+        try:
+            for term in self._terms:
+                term.check(holder, self.student)
+                check_layers(term, holder, self.student)
+            build_losses(self._terms, holder, self.student)
+        except Exception:  # the former teacher stays, with all that the losses know of it
+            for term in self._terms if hasattr(self, "_teacher") else []:
+                term.check(self._teacher, self.student)
+            raise
+        self._teacher: Any = holder
         # The student's average belongs to the training and to its files; any other teacher stays out of them.
         self._moving_average = holder.model if isinstance(holder, AveragedStudent) else None
-        build_losses(self._terms, holder, self.student)
         known = len(self._loss_layers)
         self._track_loss_layers()
-        self._needs_compile = self.compiled and len(self._loss_layers) > known  # the optimizer does not know them
+        if self.compiled and len(self._loss_layers) > known:
+            self._needs_compile = True  # the optimizer does not know them
         self.supports_jit = holder.supports_jit
         self.train_function = self.test_function = None  # compiled steps hold the former teacher
 
@@ -145,6 +153,7 @@ class Distiller(keras.Model):
         """Makes the layers that losses own, and may just have built, layers of this model."""
         known = {id(layer) for layer in self._loss_layers}
         for term in self._terms:
+            claim(term.loss, self)
             self._loss_layers.extend(layer for layer in getattr(term.loss, "layers", []) if id(layer) not in known)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -204,7 +213,7 @@ class Distiller(keras.Model):
         values = [term(teacher, student, y, sample_weight, output_names=names, features=features) for term in self._terms]
         self._track_loss_layers()  # those of models whose shapes show only now
         for tracker, value in zip(self._term_trackers, values, strict=False):
-            tracker.update_state(_across_replicas(value), sample_weight=_batch_size(x))
+            tracker.update_state(_distribute.across_replicas(value), sample_weight=_distribute.batch_size(x))
         return sum(weights[index] * keras.ops.cast(value, weights.dtype) for index, value in enumerate(values))
 
     def train_step(self, data: Any) -> dict[str, Any]:
@@ -221,7 +230,7 @@ class Distiller(keras.Model):
         with tf.GradientTape() as tape:
             y_pred = self(x, training=True)
             loss = self.compute_loss(x, y, y_pred, sample_weight, training=True, teacher=teacher)
-            self._loss_tracker.update_state(_across_replicas(loss), sample_weight=_batch_size(x))
+            self._loss_tracker.update_state(_distribute.across_replicas(loss), sample_weight=_distribute.batch_size(x))
             scaled_loss = self.optimizer.scale_loss(loss)
         if variables := self.trainable_variables:
             self.optimizer.apply_gradients(zip(tape.gradient(scaled_loss, variables), variables, strict=True))
@@ -251,12 +260,13 @@ class Distiller(keras.Model):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         y_pred = self(x, training=False)
         loss = self.compute_loss(x, y, y_pred, sample_weight, training=False)
-        self._loss_tracker.update_state(_across_replicas(loss), sample_weight=_batch_size(x))
+        self._loss_tracker.update_state(_distribute.across_replicas(loss), sample_weight=_distribute.batch_size(x))
         logs = self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
         if not self._is_taught(x):
-            unknown = ["distillation_loss", *(tracker.name for tracker in self._term_trackers)]
-            ends = tuple(f"_{name}" for name in self._teacher_metric_names())  # of several outputs: `digit_teacher_agreement`
-            logs = {name: value for name, value in logs.items() if name not in unknown and not f"_{name}".endswith(ends)}
+            unknown = {"distillation_loss", *(tracker.name for tracker in self._term_trackers)}
+            for name in self._teacher_metric_names():
+                unknown |= {name, *(f"{output}_{name}" for output in self.output_names or [])}  # `digit_teacher_agreement`
+            logs = {name: value for name, value in logs.items() if name not in unknown}
         return self._logs_of_step(logs)
 
     def _is_taught(self, x: Any) -> bool:
@@ -287,6 +297,7 @@ class Distiller(keras.Model):
             distillation losses.
         """
         share = Tunable.tensor(self, "student_loss_weight")
+        added_before = None if self._moving_average is None else list(self.losses)  # without the average's, which may run next
         total = keras.ops.zeros((), dtype=share.dtype)
         if self._compile_loss is not None:
             if y is None:
@@ -295,16 +306,20 @@ class Distiller(keras.Model):
                     "compile with loss=None to learn from the teacher alone."
                 )
             student_loss = self._compile_loss(y, y_pred, sample_weight)
-            self._student_loss_tracker.update_state(_across_replicas(student_loss), sample_weight=_batch_size(x))
+            self._student_loss_tracker.update_state(
+                _distribute.across_replicas(student_loss), sample_weight=_distribute.batch_size(x)
+            )
             total = total + share * keras.ops.cast(student_loss, share.dtype)
         if training or self._is_taught(x):
             teacher = self._frozen_outputs(x) if teacher is None else teacher
             self._step.pairs = self._output_pairs(teacher, y_pred) if self._teacher_metric_names() else None
             with phase(training):
                 distillation_loss = keras.ops.cast(self.distillation_loss(x, y, y_pred, teacher, sample_weight), share.dtype)
-            self._distillation_loss_tracker.update_state(_across_replicas(distillation_loss), sample_weight=_batch_size(x))
+            self._distillation_loss_tracker.update_state(
+                _distribute.across_replicas(distillation_loss), sample_weight=_distribute.batch_size(x)
+            )
             total = total + (1 - share) * distillation_loss
-        for added in self.losses:
+        for added in self.losses if added_before is None else added_before:
             total = total + keras.ops.cast(self._aggregate_additional_loss(added), share.dtype)
         self._step.clear_features()
         return total
@@ -441,8 +456,8 @@ class Distiller(keras.Model):
     def __deepcopy__(self, memo: dict[int, Any]) -> "Distiller":
         reduced: Any = self.__reduce__()
         twin: Distiller = reduced[0](*reduced[1])
-        if self._teacher.is_present and self._moving_average is None:
-            twin.teacher = self.teacher  # shared: it is read only, and no file holds its weights
+        if self._teacher.is_present and self._teacher.given is not None and self._moving_average is None:
+            twin.teacher = self._teacher  # shared: it is read only, and no file holds its weights
         return twin
 
     @property
@@ -491,13 +506,3 @@ class _Step(threading.local):
         """Lets go of the tensors."""
         self.student_features: dict[str, Any] = {}
         self.teacher_features: dict[str, Any] = {}
-
-
-def _batch_size(x: Any) -> Any:
-    return tf.shape(next(leaf for leaf in keras.tree.flatten(x) if leaf is not None))[0]
-
-
-def _across_replicas(value: Any) -> Any:
-    """Undoes the division by the number of replicas that Keras applies to losses, for the logs."""
-    replicas = tf.distribute.get_strategy().num_replicas_in_sync
-    return value * replicas if replicas > 1 else value

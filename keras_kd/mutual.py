@@ -1,5 +1,6 @@
 """Can students teach each other, without a teacher? Deep mutual learning of several models in one `fit`."""
 
+import contextlib
 from typing import Any
 
 import keras
@@ -109,8 +110,9 @@ class MutualDistiller(Distiller):
                      training: bool = True, teacher: Any = None) -> Any:  # fmt: skip
         """Computes the total loss: see `Distiller`. Labels are the same for all students, or a dict by student."""
         said = {}
-        for (name, output), kind in zip(y_pred.items(), _outputs.output_kinds(self.student), strict=True):
-            output = output if kind is None else _outputs.as_logits(output, kind)
+        kinds = _outputs.output_kinds(self.student) or [None] * len(y_pred)
+        for name, kind in zip(self.student.output_names, kinds, strict=True):
+            output = y_pred[name] if kind is None else _outputs.as_logits(y_pred[name], kind)
             said[name] = tf.stop_gradient(output)
         return super().compute_loss(x, self._labels(y), y_pred, sample_weight, training=training, teacher=said)
 
@@ -147,7 +149,8 @@ class MutualDistiller(Distiller):
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> "MutualDistiller":
         """Rebuilds the students and their Distiller."""
-        with keras.saving.custom_object_scope(custom_objects or {}):
+        # A scope of Keras replaces the one around it, such as that of load_model(custom_objects=): open none without need.
+        with keras.saving.custom_object_scope(custom_objects) if custom_objects else contextlib.nullcontext():
             for key in ("students", "distillation_losses"):
                 config = {**config, key: keras.saving.deserialize_keras_object(config[key])}
         return cls(**config)
@@ -178,18 +181,21 @@ class Cohort(keras.Model):
 
     @property
     def output_names(self) -> list[str]:
-        """The students' names."""
-        return [student.name for student in self.students]
+        """The students' names, sorted, as Keras flattens dicts."""
+        return [student.name for student in self._ordered()]
+
+    def _ordered(self) -> list[keras.Model]:
+        return sorted(self.students, key=lambda student: student.name)
 
     @property
     def outputs(self) -> list[Any]:
         """The students' symbolic outputs, where all have a graph."""
-        outputs = [getattr(student, "outputs", None) or [None] for student in self.students]
+        outputs = [getattr(student, "outputs", None) or [None] for student in self._ordered()]
         return [] if [None] in outputs else [output[0] for output in outputs]
 
     def call(self, inputs: Any, training: Any = None) -> dict[str, Any]:
         """Calls every student."""
-        return {student.name: student(inputs, training=training) for student in self.students}
+        return {student.name: student(inputs, training=training) for student in self._ordered()}
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""

@@ -54,3 +54,14 @@ def test_its_speed_figures_are_those_of_the_committed_result():
     for size, found in results["sizes"].items():
         for ratio in ("r1", "r2"):
             assert f"{found['ratios'][ratio]['median']:.2f}" in section, (size, ratio)
+
+
+def test_its_figures_of_features_and_recordings_are_those_of_the_committed_results():
+    section = README.split("<!-- speed:begin -->")[1].split("<!-- speed:end -->")[0]
+    features = json.loads((ROOT / "benchmarks/results/features.json").read_text())["ratios"]
+    for found in features.values():
+        assert f"{found['median']:.2f}" in section
+    for teacher in json.loads((ROOT / "benchmarks/results/recorded.json").read_text())["teachers"].values():
+        for ratio in ("recorded / plain", "keras / recorded"):
+            assert f"{teacher['ratios'][ratio]['median']:.2f}" in section
+        assert f"{teacher['recording']['record / predict']:.2f}" in section

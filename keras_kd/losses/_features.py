@@ -39,7 +39,9 @@ class FeatureLoss(DistillationLoss):
     A subclass implements `compare(teacher, student, index)` for one pair of layers, with features of one shape, and returns one
     value per sample; the values of several layers add up. It overrides `compare_layers` when the layers belong together. Where it
     needs trained layers of its own, it creates them in `create_layers` and puts them into `self.layers`: a `Distiller` trains
-    and saves them with the student. They see batch statistics in a Distiller's training step alone.
+    and saves them with the student, and alone does so: in a plain `model.compile(loss=...)` or in `keras.distillation` they stay
+    as they began. They see batch statistics in a Distiller's training step alone. A loss with such layers belongs to one
+    Distiller.
 
     Features may come with a Keras mask (sequences): masked positions are set to zero on both sides, and means over positions
     leave them out.
@@ -194,7 +196,7 @@ class FeatureLoss(DistillationLoss):
         return teacher, student if adapter is None else run_layer(adapter, student)
 
     def compare(self, teacher: Any, student: Any, index: int) -> Any:
-        """Returns one value per sample for pair `index` of layers (per position with `averages_positions`).
+        """Returns one value per sample for pair `index` of layers (per position, where `positions` says how to reduce them).
 
         Args:
             teacher: the teacher's feature.
@@ -203,22 +205,33 @@ class FeatureLoss(DistillationLoss):
         """
         raise NotImplementedError(f"{type(self).__name__} must implement compare(teacher, student, index).")
 
-    averages_positions = False  # whether `compare` gives one value per position, (batch, positions...), to be averaged here
+    positions: str | None = None  # "mean" or "sum" where `compare` gives one value per position, to be reduced here
 
     def _compare_pair(self, index: int, teacher: Any, student: Any) -> Any:
-        mask, present = getattr(student, "_keras_mask", None), None
-        teacher, student = self.adapt(index, teacher, student)
+        mask = getattr(student, "_keras_mask", None)
+        teacher, student = self.adapt(index, *self.without_masked(teacher, student))
+        present = None
         # Only positions that are still those of the mask, (batch, time): pooled ones mix what is real and what is not.
         if mask is not None and len(student.shape) == 3 and student.shape[1] == mask.shape[1]:
             present = ops.cast(mask, self.dtype)  # (batch, time)
-            teacher, student = teacher * present[..., None], student * present[..., None]
+            teacher, student = teacher * present[..., None], student * present[..., None]  # adapters may have filled them
         value = self.compare(teacher, student, index)
-        if not self.averages_positions:
+        axes = tuple(range(1, len(value.shape)))
+        if self.positions is None or not axes:
             return value
-        if present is not None:
-            return safe_divide(ops.sum(value * present, axis=1), ops.sum(present, axis=1))
-        positions = tuple(range(1, len(value.shape)))
-        return ops.mean(value, axis=positions) if positions else value
+        if present is None:
+            return ops.mean(value, axis=axes) if self.positions == "mean" else ops.sum(value, axis=axes)
+        total = ops.sum(value * present, axis=1)
+        return safe_divide(total, ops.sum(present, axis=1)) if self.positions == "mean" else total
+
+    def without_masked(self, teacher: Any, student: Any) -> tuple[Any, Any]:
+        """Sets the positions that the student's Keras mask leaves out to zero, on each side that has as many positions."""
+        mask = getattr(student, "_keras_mask", None)
+        if mask is None:
+            return teacher, student
+        present = ops.cast(mask, self.dtype)[..., None]  # (batch, time, 1)
+        masked = [x * present if len(x.shape) == 3 and x.shape[1] == mask.shape[1] else x for x in (teacher, student)]
+        return masked[0], masked[1]
 
     def compute_loss(self, teacher_outputs: Any, student_outputs: Any, **kwargs: Any) -> Any:
         """Returns the scalar loss (the interface of `keras.distillation`)."""

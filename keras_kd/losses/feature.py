@@ -55,7 +55,7 @@ class HintLoss(FeatureLoss):
         Romero, Ballas, Ebrahimi Kahou, Chassang, Gatta, Bengio: FitNets: Hints for Thin Deep Nets, 2015.
     """
 
-    averages_positions = True
+    positions = "mean"
 
     def __init__(self, projector: Any = "auto", **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -298,7 +298,7 @@ class VIDLoss(FeatureLoss):
         Ahn, Hu, Damianou, Lawrence, Dai: Variational Information Distillation for Knowledge Transfer, 2019.
     """
 
-    averages_positions = True
+    positions = "mean"
     equal_widths = False
 
     def __init__(self, init_variance: float = 5.0, eps: float = 1e-5, **kwargs: Any) -> None:
@@ -403,6 +403,8 @@ class ABLoss(FeatureLoss):
         Heo, Lee, Yun, Choi: Knowledge Transfer via Distillation of Activation Boundaries Formed by Hidden Neurons, 2019.
     """
 
+    positions = "sum"
+
     def __init__(self, margin: float = 1.0, projector: Any = "auto", **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.margin = non_negative("margin", margin)
@@ -416,11 +418,11 @@ class ABLoss(FeatureLoss):
         return total
 
     def compare(self, teacher: Any, student: Any, index: int) -> Any:
-        """Returns one value per sample."""
+        """Returns one value per position."""
         off = ops.cast(ops.logical_and(student > -self.margin, teacher <= 0), student.dtype)
         on = ops.cast(ops.logical_and(student <= self.margin, teacher > 0), student.dtype)
         squares = (student + self.margin) ** 2 * off + (student - self.margin) ** 2 * on
-        return ops.sum(squares, axis=tuple(range(1, len(squares.shape)))) / 1000 * 3
+        return ops.sum(squares, axis=-1) / 1000 * 3
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
@@ -474,7 +476,8 @@ class FSPLoss(FeatureLoss):
 
     def compare_layers(self, teachers: list[Any], students: list[Any]) -> Any:
         """Returns one value per sample: the sum over pairs of consecutive layers."""
-        flows = zip(_flows(teachers), _flows(students), strict=True)
+        pairs = [self.without_masked(*pair) for pair in zip(teachers, students, strict=True)]
+        flows = zip(_flows([t for t, _ in pairs]), _flows([s for _, s in pairs]), strict=True)
         return sum(ops.mean((student - teacher) ** 2, axis=(1, 2)) for teacher, student in flows)
 
     def _check_pair(self, teacher: Any, student: Any, received: str) -> None:

@@ -27,8 +27,9 @@ class Ensemble(Teacher):
         models: built Keras models that give outputs of the same shapes.
         weights: one number per model, not negative; only their ratios count. None is equal weights.
         activation: what turns logits into probabilities, `"softmax"` or `"sigmoid"`; None averages the outputs as they are
-            (regression). Models that end in softmax or sigmoid are recognised, logits and probabilities may be mixed. Outputs
-            of unknown meaning (subclassed models) are averaged as they are.
+            (regression). A list that is passed to a `Distiller` takes it from the losses. Models that end in softmax or sigmoid
+            are recognised, logits and probabilities may be mixed. Outputs of unknown meaning (subclassed models) are averaged
+            as they are.
         preprocessing: callable that turns the student's inputs into the teachers', or a list with one (or None) per model.
 
     Raises:
@@ -62,7 +63,9 @@ class Ensemble(Teacher):
         self.members = [FrozenTeacher(model, own) for model, own in zip(models, several, strict=True)]
         self.given = self if weights is not None or activation != SOFTMAX else models
         self.weights = _shares(weights, len(models))
-        self.activation = activation
+        # What losses must compare, where outputs are averaged as probabilities.
+        ends = {kind for member in self.members for kind in member.kinds}
+        self.activation = SIGMOID if activation is not None and SIGMOID in ends else activation
         self.preprocessing = preprocessing
         self.name = ", ".join(member.name for member in self.members)
         self.supports_jit = all(member.supports_jit for member in self.members)
@@ -93,8 +96,13 @@ class Ensemble(Teacher):
             return sum(weights[index] * ops.cast(output, outputs[0].dtype) for index, output in enumerate(outputs))
         logits = [_outputs.as_logits(output, str(kind)) for output, kind in zip(outputs, kinds, strict=True)]
         z = ops.cast(ops.stack(logits), outputs[0].dtype)  # (teachers, batch, ..., classes)
+        if self.activation == SOFTMAX and z.shape[-1] == 1:
+            raise ValueError(
+                "A softmax over a single output is always 1, so its average says nothing. Received: teachers with one output. Pass "
+                'teachers.Ensemble([...], activation="sigmoid") for yes or no, activation=None for a number.'
+            )
         log_w = ops.reshape(ops.log(weights), (-1,) + (1,) * (len(z.shape) - 1))
-        if self.activation == SIGMOID or SIGMOID in kinds:
+        if self.activation == SIGMOID:
             yes, no = (ops.logsumexp(log_w + ops.log_sigmoid(sign * z), axis=0) for sign in (1, -1))
             return yes - no
         return ops.logsumexp(log_w + ops.log_softmax(z), axis=0)

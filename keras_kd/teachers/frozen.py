@@ -41,6 +41,7 @@ class Teacher:
     kinds: list[str | None] = []  # what each output holds: see `output_kinds`
     supports_jit = True  # whether XLA can compile it
     preprocessing: Any = None
+    activation: str | None = None  # what its logits mean, where it has turned probabilities into them
 
     def __call__(self, x: Any, layer_names: Iterable[str] = ()) -> tuple[Any, dict[str, Any]]:
         """Returns the outputs for a batch, and those of the named layers."""

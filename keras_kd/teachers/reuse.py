@@ -172,6 +172,8 @@ class ShrinkTo(keras.layers.Layer):
 
 def _ends_in_relu(tensor: Any) -> bool:
     layer = tensor._keras_history[0]
+    if isinstance(layer, keras.Model):
+        return bool(getattr(layer, "outputs", None)) and _ends_in_relu(layer.outputs[0])
     name = getattr(getattr(layer, "activation", None), "__name__", "")
     return isinstance(layer, keras.layers.ReLU) or name in ("relu", "relu6") or _pools_relu(layer)
 
