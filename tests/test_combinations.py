@@ -181,9 +181,16 @@ def test_the_average_of_a_student_with_a_lambda_or_a_local_class():
 
 @pytest.mark.parametrize(
     ("loss", "several"),
-    [(losses.CorrelationLoss(), False), (losses.CorrelationLoss("bilinear"), False), (losses.ABLoss(), False), (losses.FSPLoss(), True),
-     (losses.HintLoss(), False), (losses.SPLoss(), False), (losses.VIDLoss(), False)],
-)  # fmt: skip
+    [
+        (losses.CorrelationLoss(), False),
+        (losses.CorrelationLoss("bilinear"), False),
+        (losses.ABLoss(), False),
+        (losses.FSPLoss(), True),
+        (losses.HintLoss(), False),
+        (losses.SPLoss(), False),
+        (losses.VIDLoss(), False),
+    ],
+)
 def test_masked_positions_do_not_count(loss, several):
     rng = np.random.default_rng(0)
     teacher, student = rng.normal(size=(2, 3, 4, 5)).astype("float32")

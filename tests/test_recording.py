@@ -234,7 +234,19 @@ def test_arrays_and_data_sets_make_the_same_shards(teacher, data, tmp_path):
     record(teacher, tf.data.Dataset.from_tensor_slices(data).batch(5), tmp_path / "b")
     a, b = files_of(tmp_path / "a"), files_of(tmp_path / "b")
     assert {k: v for k, v in a.items() if "shard" in k} == {k: v for k, v in b.items() if "shard" in k}
-    assert len(a) == 4 + 1  # 24 samples in shards of 7, and the manifest
+    assert len(a) == 4 + 2  # 24 samples in shards of 7, the manifest, and examples
+
+
+def test_empty_batches_are_skipped(teacher, data, tmp_path):
+    def batches():
+        for begin, end in ((0, 0), (0, 5), (5, 5), (5, 9), (9, 9), (9, 24), (24, 24)):
+            yield tuple(part[begin:end] for part in data)
+
+    spec = tuple(tf.TensorSpec((None, *part.shape[1:]), part.dtype) for part in data)
+    record(teacher, tf.data.Dataset.from_generator(batches, output_signature=spec), tmp_path / "a")
+    record(teacher, data, tmp_path / "b")
+    a, b = files_of(tmp_path / "a"), files_of(tmp_path / "b")
+    assert {k: v for k, v in a.items() if "shard" in k} == {k: v for k, v in b.items() if "shard" in k}
 
 
 def test_inputs_alone_can_be_recorded(teacher, data, tmp_path):
@@ -512,6 +524,92 @@ def test_another_teacher_other_data_or_other_settings_are_named(difference, teac
     assert files_of(tmp_path / "r") == before
 
 
+def _changed(part, index):
+    part = part.copy()
+    part[index] += 1
+    return part
+
+
+@pytest.mark.parametrize("role", ["x", "y", "sample_weight"])
+@pytest.mark.parametrize("source", [lambda parts: parts, lambda parts: tf.data.Dataset.from_tensor_slices(parts).batch(50)])
+def test_verify_compares_all_data_without_the_teacher(source, role, teacher, tmp_path, no_pass):
+    rng = np.random.default_rng(0)
+    parts = {"x": rng.normal(size=(300, 4)).astype("float32"), "y": np.arange(300), "sample_weight": np.ones(300, "float32")}
+    record(teacher, source(tuple(parts.values())), tmp_path / "r", samples_per_shard=40)
+    before = files_of(tmp_path / "r")
+    no_pass()
+    other = source(tuple({**parts, role: _changed(parts[role], 202)}.values()))  # between those that are always looked at
+    record(teacher, other, tmp_path / "r")
+    with pytest.raises(ValueError, match="samples 200 to 239 are not those of shard-00005.*choose another path, or delete"):
+        record(teacher, other, tmp_path / "r", verify=True)
+    record(teacher, source(tuple(parts.values())), tmp_path / "r", verify=True)
+    longer = {key: np.concatenate([part, part[:20]]) for key, part in parts.items()}  # no .batch(50): another cardinality
+    with pytest.raises(ValueError, match="samples 280 to 319 are not those of shard-00007"):
+        record(teacher, interrupted(tuple(longer.values()), None), tmp_path / "r", verify=True)
+    assert files_of(tmp_path / "r") == before
+
+
+def test_mending_with_verify_compares_the_rest_too(teacher, data, tmp_path):
+    record(teacher, SLICES(data).batch(5), tmp_path / "r")
+    flip(tmp_path / "r" / "shard-00001.tfrecord")
+    with pytest.raises(ValueError, match="samples 21 to 23 are not those of shard-00003"):
+        record(teacher, SLICES((data[0], _changed(data[1], -1))).batch(5), tmp_path / "r", verify=True)
+
+
+@pytest.mark.parametrize("index", [64 * 15, 999])
+def test_arrays_are_compared_over_their_whole_length(index, teacher, tmp_path):
+    x, y = np.random.default_rng(0).normal(size=(1000, 4)).astype("float32"), np.arange(1000)
+    chosen = sorted({*range(0, 1000, 15), 999})[index // 15 if index != 999 else -1]
+    record(teacher, (x, y), tmp_path / "r", batch_size=100, samples_per_shard=500)
+    assert record(teacher, (x, y), tmp_path / "r", batch_size=64).num_samples == 1000
+    with pytest.raises(ValueError, match="the data: later samples of y.*Record to another path"):
+        record(teacher, (x, _changed(y, chosen)), tmp_path / "r", batch_size=64)
+
+
+def test_a_data_set_that_ends_what_arrays_began_leaves_nothing_to_compare_arrays_with(teacher, data, tmp_path, monkeypatch):
+    finish = _recorder._Run._finish_shard
+    monkeypatch.setattr(_recorder._Run, "_finish_shard", lambda run: (_ for _ in ()).throw(StopError))
+    with pytest.raises(StopError):
+        record(teacher, data, tmp_path / "r")
+    monkeypatch.setattr(_recorder._Run, "_finish_shard", finish)
+    other = (data[0], _changed(data[1], -1))
+    record(teacher, SLICES(other).batch(5), tmp_path / "r")
+    record(teacher, other, tmp_path / "r", verify=True)
+
+
+def _subclassed(function):
+    class Told(keras.Model):
+        def __init__(self):
+            super().__init__(name="told")
+            self.dense = keras.layers.Dense(3)
+
+        def call(self, x):
+            return function(self.dense(x))
+
+    model = Told()
+    model(np.zeros((1, 4), "float32"))
+    model.dense.kernel.assign(np.random.default_rng(0).normal(size=(4, 3)))
+    return model
+
+
+@pytest.mark.parametrize("settings", [{}, {"layer_names": ["dense"]}, {"batch_size": 3}])
+def test_a_teacher_of_another_call_is_found_out(settings, data, tmp_path):
+    record(_subclassed(keras.ops.tanh), data, tmp_path / "r", **{**settings, "batch_size": 5})
+    before = files_of(tmp_path / "r")
+    assert record(_subclassed(lambda z: keras.ops.tanh(z * (1 + 1e-4))), data, tmp_path / "r", **settings).num_samples == 24
+    for function in (keras.ops.relu, lambda z: -keras.ops.tanh(z), lambda z: keras.ops.tanh(z)[:, :2]):
+        with pytest.raises(ValueError, match="the teacher computes something else.*Record to another path"):
+            record(_subclassed(function), data, tmp_path / "r", **settings)
+    assert files_of(tmp_path / "r") == before
+
+
+def test_a_recording_without_its_examples_is_named(teacher, data, tmp_path):
+    record(teacher, data, tmp_path / "r")
+    (tmp_path / "r" / "examples.npz").unlink()
+    with pytest.raises(ValueError, match="examples.npz.*delete"):
+        record(teacher, data, tmp_path / "r")
+
+
 def test_a_seed_without_augmentation_does_not_matter(teacher, data, tmp_path):
     record(teacher, data, tmp_path / "r", seed=1)
     record(teacher, data, tmp_path / "r", seed=2)
@@ -639,7 +737,8 @@ def test_killed_at_any_moment_it_goes_on_and_ends_with_the_same_bytes(tmp_path):
     assert set(codes) == {-9, 0}
     assert codes[-1] == 0
     assert files_of(tmp_path / "killed") == files_of(tmp_path / "whole")
-    assert set(files_of(tmp_path / "whole")) == {"manifest.json", *(f"shard-0000{i}.tfrecord" for i in range(7))}
+    shards = {f"shard-0000{i}.tfrecord" for i in range(7)}
+    assert set(files_of(tmp_path / "whole")) == {"manifest.json", "examples.npz", *shards}
 
 
 @pytest.mark.slow
@@ -763,6 +862,14 @@ def test_a_broken_manifest_is_named(teacher, data, tmp_path):
         Recording(tmp_path / "r")
 
 
+def test_an_older_format_is_refused(teacher, data, tmp_path):
+    record(teacher, data, tmp_path / "r")
+    file = tmp_path / "r" / "manifest.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "version": 1}))
+    with pytest.raises(ValueError, match="format 1.*record again"):
+        Recording(tmp_path / "r")
+
+
 def test_a_newer_format_is_refused(teacher, data, tmp_path):
     record(teacher, data, tmp_path / "r")
     file = tmp_path / "r" / "manifest.json"
@@ -861,6 +968,46 @@ def test_overflow_and_nan_name_the_output_and_the_fix(teacher, tmp_path):
     teacher.layers[-1].kernel.assign(teacher.layers[-1].kernel * 0)
     with pytest.raises(ValueError, match=f'layer "{first.name}" must fit into float16'):
         record(teacher, X, tmp_path / "d", layer_names=[first.name])
+
+
+def _offset(bias, classes=3):
+    teacher = classifier(4, classes=classes)
+    teacher.layers[-1].bias.assign(np.broadcast_to(np.asarray(bias, "float32"), classes))
+    return teacher
+
+
+def test_logits_that_half_precision_spoils_are_refused(data, tmp_path):
+    teacher = _offset([3000.0, 3001.0, 3002.0])
+    with pytest.raises(ValueError, match='output loses too much in float16.*dtype="float32"'):
+        record(teacher, data, tmp_path / "a")
+    found = read(record(teacher, data, tmp_path / "b", dtype="float32"))[0].outputs
+    np.testing.assert_allclose(found, teacher.predict(data[0], verbose=0), atol=1e-3)
+    record(teacher, data, tmp_path / "c", top_k=2)  # log-probabilities: the offset is gone
+    softmax = keras.Sequential([*teacher.layers, keras.layers.Softmax()])
+    found = keras.ops.softmax(read(record(softmax, data, tmp_path / "d"))[0].outputs)
+    np.testing.assert_allclose(found, softmax.predict(data[0], verbose=0), atol=5e-3)
+
+
+def test_logits_that_half_precision_coarsens_are_warned_of_once(data, tmp_path):
+    teacher = _offset([200.0, 200.3, 150.0])
+    with pytest.warns(UserWarning, match='output loses accuracy in float16.*dtype="float32"') as caught:
+        record(teacher, data, tmp_path / "r")
+    assert len(caught) == 1
+    assert caught[0].filename == __file__.replace(".pyc", ".py")
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("bias", [[30.0, -30.0, 29.9], [60.0, 60.1, -60.0], [900.0, 0.0, -500.0], [0.0, -4000.0, 0.1]])
+def test_ordinary_logits_pass_silently(bias, data, tmp_path):
+    record(_offset(bias), data, tmp_path / "r")
+
+
+@pytest.mark.filterwarnings("error")
+def test_large_numbers_of_a_regression_pass_silently(data, tmp_path):
+    teacher = classifier(4, classes=1)
+    teacher.layers[-1].kernel.assign(teacher.layers[-1].kernel * 10000)
+    recording = record(teacher, data, tmp_path / "r", batch_size=23)  # the last batch is one row
+    np.testing.assert_allclose(read(recording)[0].outputs, teacher.predict(data[0], verbose=0), rtol=1e-3)
 
 
 def test_a_folder_with_other_things_in_it_is_left_alone(teacher, tmp_path):
