@@ -139,6 +139,7 @@ def draw(result: dict[str, Any], path: pathlib.Path) -> None:
         axes[0].plot([row["batch_size"] for row in rows], [1e3 * row[name] for row in rows], marker="o", label=label)
     axes[0].set(xlabel="batch size", ylabel="ms a step", title="Logits and two feature losses", xscale="log", yscale="log")
     axes[0].set_xticks(BATCH_SIZES, [str(size) for size in BATCH_SIZES])
+    axes[0].set_yticks([2, 5, 10, 20], ["2", "5", "10", "20"])
     axes[0].minorticks_off()
     axes[0].legend()
     rows = result["by_losses"]
