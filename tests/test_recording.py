@@ -556,14 +556,13 @@ def test_mending_with_verify_compares_the_rest_too(teacher, data, tmp_path):
         record(teacher, SLICES((data[0], _changed(data[1], -1))).batch(5), tmp_path / "r", verify=True)
 
 
-@pytest.mark.parametrize("index", [64 * 15, 999])
+@pytest.mark.parametrize("index", [500, 999])
 def test_arrays_are_compared_over_their_whole_length(index, teacher, tmp_path):
     x, y = np.random.default_rng(0).normal(size=(1000, 4)).astype("float32"), np.arange(1000)
-    chosen = sorted({*range(0, 1000, 15), 999})[index // 15 if index != 999 else -1]
     record(teacher, (x, y), tmp_path / "r", batch_size=100, samples_per_shard=500)
     assert record(teacher, (x, y), tmp_path / "r", batch_size=64).num_samples == 1000
     with pytest.raises(ValueError, match="the data: later samples of y.*Record to another path"):
-        record(teacher, (x, _changed(y, chosen)), tmp_path / "r", batch_size=64)
+        record(teacher, (x, _changed(y, index)), tmp_path / "r", batch_size=64)
 
 
 def test_a_data_set_that_ends_what_arrays_began_leaves_nothing_to_compare_arrays_with(teacher, data, tmp_path, monkeypatch):
@@ -581,7 +580,7 @@ def _subclassed(function):
     class Told(keras.Model):
         def __init__(self):
             super().__init__(name="told")
-            self.dense = keras.layers.Dense(3)
+            self.dense = keras.layers.Dense(3, name="dense")
 
         def call(self, x):
             return function(self.dense(x))
@@ -835,7 +834,7 @@ def test_mending_refuses_other_data(teacher, data, tmp_path):
     (tmp_path / "r" / "shard-00003.tfrecord").unlink()
     other = (np.r_[data[0][:22], data[0][22:] + 1], data[1])
     with pytest.raises(ValueError, match="samples 21 to 23 are not those of shard-00003"):
-        record(teacher, other, tmp_path / "r")
+        record(teacher, SLICES(other).batch(5), tmp_path / "r")
 
 
 def test_a_damaged_shard_stops_fit_with_its_name(teacher, student, data, tmp_path):
@@ -983,7 +982,7 @@ def test_logits_that_half_precision_spoils_are_refused(data, tmp_path):
     found = read(record(teacher, data, tmp_path / "b", dtype="float32"))[0].outputs
     np.testing.assert_allclose(found, teacher.predict(data[0], verbose=0), atol=1e-3)
     record(teacher, data, tmp_path / "c", top_k=2)  # log-probabilities: the offset is gone
-    softmax = keras.Sequential([*teacher.layers, keras.layers.Softmax()])
+    softmax = keras.Sequential([keras.Input((4,)), *teacher.layers, keras.layers.Softmax()])
     found = keras.ops.softmax(read(record(softmax, data, tmp_path / "d"))[0].outputs)
     np.testing.assert_allclose(found, softmax.predict(data[0], verbose=0), atol=5e-3)
 
@@ -993,7 +992,7 @@ def test_logits_that_half_precision_coarsens_are_warned_of_once(data, tmp_path):
     with pytest.warns(UserWarning, match='output loses accuracy in float16.*dtype="float32"') as caught:
         record(teacher, data, tmp_path / "r")
     assert len(caught) == 1
-    assert caught[0].filename == __file__.replace(".pyc", ".py")
+    assert caught[0].filename == __file__
 
 
 @pytest.mark.filterwarnings("error")

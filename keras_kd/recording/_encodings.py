@@ -2,13 +2,38 @@
 
 import dataclasses
 import math
-from typing import Any
+import warnings
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
 
 from keras_kd._outputs import LOGITS, SIGMOID, SOFTMAX, as_logits
 from keras_kd.recording._shards import Field, field_of
+
+# Rounding of a logit that may matter (float16 does it from 128 on), then of a probability, and in shares of all logits' range.
+_COARSE, _SHIFTED, _LOST, _SPOILT = 0.05, 0.02, 0.01, 0.05
+_ENOUGH = 4  # samples, before their range says something
+
+
+class Checks(NamedTuple):
+    """What `Encoding.encode` found out about a batch.
+
+    Args:
+        finite: whether all numbers are.
+        fits: whether all stored numbers are finite.
+        error: the largest difference that rounding made to a logit.
+        shift: the largest difference that it made to a probability, were they a softmax's logits.
+        low: the smallest logit.
+        high: the largest logit.
+    """
+
+    finite: float
+    fits: float
+    error: float
+    shift: float
+    low: float
+    high: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,9 +75,9 @@ class Encoding:
         return [field_of(self.what, self.dtype, (*rows, values)), field_of(self.what, index_dtype, (*rows, self.top_k))]
 
     def encode(self, tensor: Any) -> tuple[list[Any], Any]:
-        """What to store, and whether all numbers are finite and whether the stored ones are: `(2,)` of bool."""
+        """What to store, and the numbers of `Checks` about it: `(6,)` in float32."""
         if not self.is_float:
-            return [tensor], tf.constant([True, True])
+            return [tensor], tf.constant([1.0, 1.0, 0.0, 0.0, 0.0, 0.0])
         values = tf.cast(as_logits(tensor, self.given) if self.given else tensor, tf.float32)
         if self.given == SOFTMAX or self.top_k is not None:
             values = tf.nn.log_softmax(values)  # the shift that half precision likes best: exact near probability 1
@@ -62,7 +87,9 @@ class Encoding:
             values, index = _largest(values, self.top_k)
             indices = [tf.cast(index, self.fields[1].dtype)]
         stored = tf.cast(values, self.dtype)
-        return [stored, *indices], tf.stack([finite, tf.reduce_all(tf.math.is_finite(stored))])
+        whole = tf.cast([finite, tf.reduce_all(tf.math.is_finite(stored))], tf.float32)
+        is_coarse = self.dtype == "float16" and self.given == LOGITS and self.top_k is None
+        return [stored, *indices], tf.concat([whole, _losses(values, stored) if is_coarse else tf.zeros(4)], 0)
 
     def decode(self, stored: list[Any]) -> Any:
         """Undoes `encode` for a batch of any size."""
@@ -98,6 +125,46 @@ def encoding_of(what: str, tensor: Any, *, dtype: str, kind: str | None = None, 
                 f"{shape}."
             )
     return Encoding(what, dtype if is_float else tensor.dtype.name, shape, kind if is_float else None, top_k)
+
+
+def _losses(values: Any, stored: Any) -> Any:
+    """The last four numbers of `Checks`."""
+    rounded = tf.cast(stored, tf.float32)
+    shift = tf.nn.softmax(values) - tf.nn.softmax(rounded) if values.shape.rank > 1 else tf.zeros(1)
+    return tf.stack([
+        tf.reduce_max(tf.abs(values - rounded)), tf.reduce_max(tf.abs(shift)), tf.reduce_min(values), tf.reduce_max(values),
+    ])  # fmt: skip
+
+
+class Rounding:
+    """Watches what half precision does to logits, batch by batch.
+
+    Logits up to 64 lose at most 0.016, which is nothing. Beyond, it depends: a large number beside small ones may be coarse, as
+    may a regression's; a large number that all logits have in common leaves nothing of their differences.
+    """
+
+    def __init__(self) -> None:
+        self.warned = False
+        self.low, self.high, self.samples = math.inf, -math.inf, 0
+
+    def check(self, encoding: Encoding, checks: Checks, samples: int, where: str, *, stacklevel: int) -> None:
+        """Warns once, or raises a `ValueError` if next to nothing is left of the logits."""
+        self.low, self.high, self.samples = min(self.low, checks.low), max(self.high, checks.high), self.samples + samples
+        if not checks.error > _COARSE:
+            return
+        lost, fix = checks.error / max(self.high - self.low, checks.error), 'Record with dtype="float32".'
+        found = f"logits from {self.low:.6g} to {self.high:.6g}, rounded by up to {checks.error:.2g}, for {where}"
+        if lost > _SPOILT and encoding.shape[-1:] != (1,) and self.samples >= _ENOUGH:
+            raise ValueError(
+                f"The teacher's {encoding.what} loses too much in float16, whose steps grow with the numbers. "
+                f"Received: {found}. {fix}"
+            )
+        if not self.warned and (checks.shift > _SHIFTED or (lost > _LOST and self.samples >= _ENOUGH)):
+            self.warned = True
+            warnings.warn(
+                f"The teacher's {encoding.what} loses accuracy in float16, whose steps grow with the numbers: {found}. {fix}",
+                stacklevel=stacklevel + 1,
+            )
 
 
 def _largest(log_probabilities: Any, k: int) -> tuple[Any, Any]:

@@ -118,6 +118,9 @@ def differences_of_data(recorded: dict[str, Any], asked: dict[str, Any]) -> list
             for role in recorded["first"]
             if recorded["first"][role] != asked["first"][role]
         ]
+    if not found and recorded["samples"] == asked["samples"] and None not in (recorded["spread"], asked["spread"]):
+        spread = recorded["spread"]
+        found = [f"the data: later samples of {role}" for role in spread if spread[role] != asked["spread"][role]]
     same_batches = recorded["batch_size"] == asked["batch_size"]  # else their number says nothing
     for name in ["samples", *(["batches"] if same_batches else [])]:
         if None not in (recorded[name], asked[name]) and recorded[name] != asked[name]:
@@ -148,6 +151,9 @@ def digest(rows: np.ndarray) -> str:
 # Functions have no fingerprint; what they make of the first samples has one, and it bears the rounding of other machines.
 
 
+_ROUNDING = 1e-2  # of the largest number: TF32 and half precision in a deep network on other hardware
+
+
 def save_examples(examples: dict[str, list[np.ndarray]]) -> bytes:
     """What each function made of the first samples, as a file's content."""
     file = io.BytesIO()
@@ -166,6 +172,27 @@ def changed_examples(content: bytes, examples: dict[str, list[np.ndarray]]) -> l
         if f"{name}-{index}" not in saved or not _alike(saved[f"{name}-{index}"][: len(array)], array)
     ]
     return list(dict.fromkeys(changed))
+
+
+def same_answers(content: bytes, name: str, answers: list[np.ndarray]) -> bool:
+    """Whether a teacher says of the first samples what was saved, but for the rounding of other hardware."""
+    with np.load(io.BytesIO(content)) as file:
+        saved = [file[key] for key in sorted((k for k in file if k.startswith(f"{name}-")), key=lambda k: int(k.split("-")[-1]))]
+    return len(saved) == len(answers) and all(map(_nearly_alike, saved, answers))
+
+
+def _nearly_alike(saved: np.ndarray, array: np.ndarray) -> bool:
+    count = min(len(saved), len(array))
+    saved, array = saved[:count], array[:count]
+    if saved.shape != array.shape or saved.dtype != array.dtype:
+        return False
+    if saved.dtype.kind != "f":
+        return not saved.size or bool(np.mean(saved != array) <= 0.1)  # the largest of two that are all but equal
+    finite = np.isfinite(saved)
+    if not np.array_equal(finite, np.isfinite(array)):
+        return False
+    a, b = saved[finite].astype("float64"), array[finite].astype("float64")
+    return not a.size or bool(np.all(np.abs(a - b) <= _ROUNDING * np.max(np.abs(a))))
 
 
 def _flat(examples: dict[str, list[np.ndarray]]) -> Iterator[tuple[str, int, np.ndarray]]:

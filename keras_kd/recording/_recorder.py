@@ -2,6 +2,7 @@
 
 import hashlib
 import pathlib
+import zipfile
 from typing import Any
 
 import keras
@@ -10,13 +11,14 @@ import tensorflow as tf
 
 from keras_kd._outputs import flatten_outputs
 from keras_kd._progress import Progress
-from keras_kd.recording._encodings import Encoding, encoding_of
+from keras_kd.recording._encodings import Checks, Encoding, Rounding, encoding_of
 from keras_kd.recording._fingerprints import (
     changed_examples,
     differences_of_data,
     differences_of_settings,
     differences_of_teacher,
     digest,
+    same_answers,
     save_examples,
     teacher_fingerprint,
 )
@@ -40,7 +42,13 @@ from keras_kd.recording._sources import Source, as_array
 
 EXAMPLES = "examples.npz"
 _FIRST = 8  # samples that are looked at to recognise the data and the functions
+_SPREAD = 64  # samples of arrays that are looked at besides, over the whole length
+_ANSWERS = 1024  # numbers of an output of a sample that are kept to recognise the teacher
 _SHARD_BYTES, _SHARD_SAMPLES = 64 * 2**20, 8192
+
+
+_TEACHER = "teacher"  # its answers among the examples
+_STACK = 7  # calls from the user's line to TeacherPass.__call__
 
 
 def view_seeds(seed: int, first: int, count: int, views: int) -> np.ndarray:
@@ -120,6 +128,7 @@ class TeacherPass:
         self.input_structure = skeleton(example)
         specs = [tf.TensorSpec((None, *leaf.shape[1:]), leaf.dtype) for leaf in keras.tree.flatten(example)]
         self.run = tf.function(self._run, autograph=False).get_concrete_function(specs)
+        self.roundings = [Rounding() for _ in self.encodings]
 
     def _run(self, flat: list[Any]) -> Any:
         outputs, features = self.teacher(pack_as(self.input_structure, flat), self.settings["layer_names"])
@@ -150,18 +159,20 @@ class TeacherPass:
             ValueError: if a number is NaN, infinite, or too large for the dtype.
         """
         flat = [tf.convert_to_tensor(leaf) for leaf in keras.tree.flatten(x)]
-        stored, checks = self.run(flat)
-        for encoding, (finite, fits) in zip(self.encodings, checks.numpy(), strict=True):
-            if not finite:
+        stored, found = self.run(flat)
+        for encoding, rounding, numbers in zip(self.encodings, self.roundings, found.numpy().tolist(), strict=True):
+            checks = Checks(*numbers)
+            if not checks.finite:
                 raise ValueError(
                     f"The teacher's {encoding.what} must be finite. Received: NaN or infinite values for {where}. Look at the "
                     "data and the teacher's weights; a student cannot learn from them."
                 )
-            if not fits:
+            if not checks.fits:
                 raise ValueError(
                     f"The teacher's {encoding.what} must fit into float16, up to 65504. Received: larger values for {where}. "
                     'Record with dtype="float32".'
                 )
+            rounding.check(encoding, checks, len(flat[0]), where, stacklevel=_STACK)
         arrays = [tensor.numpy() for tensor in stored]
         for encoding, array in zip(self.encodings, arrays, strict=False):
             if len(array) != len(flat[0]):
@@ -206,10 +217,15 @@ class Recorder:
         self.samples_per_shard = samples_per_shard
         self.inputs = source.field_roles.count("x")
         first = source.first(_FIRST)
-        self.first = {role: self._digest(first, role) for role in source.structure}
+        self.first = self._digests(first)
+        spread = source.spread(_SPREAD)
+        self.spread = spread and self._digests(spread)
         self.augmented = augment and augmenter(augment, source.structure["x"], source.fields[: self.inputs])
         self.example = self._view(first[: self.inputs], view_seeds(settings["seed"], 0, len(first[0]), 1)[:, 0])
         self.examples = self._make_examples(first[: self.inputs])
+
+    def _digests(self, leaves: list[np.ndarray]) -> dict[str, str]:
+        return {role: self._digest(leaves, role) for role in self.source.structure}
 
     def _digest(self, leaves: list[np.ndarray], role: str) -> str:
         chosen = [index for index, other in enumerate(self.source.field_roles) if other == role]
@@ -233,6 +249,21 @@ class Recorder:
             examples["teacher_preprocessing"] = [_plain(leaf) for leaf in keras.tree.flatten(results)]
         return examples
 
+    def _answers(self) -> list[np.ndarray]:
+        """Some of what the teacher says of the first samples, which tells models apart that differ in code alone."""
+        count = self.source.first_batch_size  # no more at once than in recording
+        inputs = keras.tree.map_structure(lambda leaf: tf.convert_to_tensor(leaf)[:count], self.example)
+        outputs, features = self.teacher(inputs, self.settings["layer_names"])
+        found = []
+        for tensor in keras.tree.flatten(outputs) + [features[name] for name in sorted(features)]:
+            array = _plain(tensor)
+            array = np.stack([array.real, array.imag], -1) if array.dtype.kind == "c" else array
+            rows = array.astype("float32" if array.dtype.kind == "f" else array.dtype).reshape(len(array), -1)
+            width = rows.shape[1]
+            chosen = np.linspace(0, width - 1, _ANSWERS).astype(int) if width > _ANSWERS else np.arange(width)
+            found.append(rows[:, chosen])
+        return found
+
     def identity(self) -> dict[str, Any]:
         """What must be the same in every call for one path."""
         return {
@@ -244,6 +275,7 @@ class Recorder:
                 "structure": self.source.structure,
                 "fields": [[field.name, field.dtype, list(field.shape)] for field in self.source.fields],
                 "first": self.first,
+                "spread": self.spread,
             },
             "settings": {**self.settings, "functions": sorted(self.examples)},
         }
@@ -254,9 +286,7 @@ class Recorder:
         data = differences_of_data(manifest["data"], identity["data"])
         found = [*differences_of_teacher(manifest["teacher"], identity["teacher"]), *data]
         found += differences_of_settings(manifest["settings"], identity["settings"])
-        if not found and self.examples:
-            changed = changed_examples((self.path / EXAMPLES).read_bytes(), self.examples)
-            found = [f"{function}: it makes something else of the first samples" for function in changed]
+        found = found or self._differences_of_examples()
         if found:
             hint = " If the data set shuffles, switch that off: a recording is shuffled when it is read." if data else ""
             raise ValueError(
@@ -264,22 +294,40 @@ class Recorder:
                 "that folder."
             )
 
+    def _differences_of_examples(self) -> list[str]:
+        try:
+            content = (self.path / EXAMPLES).read_bytes()
+            if changed := changed_examples(content, self.examples):
+                return [f"{function}: it makes something else of the first samples" for function in changed]
+            same = same_answers(content, _TEACHER, self._answers())
+        except (FileNotFoundError, EOFError, zipfile.BadZipFile) as error:
+            raise ValueError(
+                f'"{self.path / EXAMPLES}" is missing or damaged: it tells whether teacher and functions are those of the '
+                "recording. keras_kd.Recording(path) may still open it; to record again, delete the folder."
+            ) from error
+        return [] if same else ["the teacher computes something else of the first samples, with the same layers and weights"]
+
     # Recording
 
     def run(self, *, thorough: bool, verbose: Any) -> None:
-        """Makes sure that the recording is there and whole."""
-        if self._is_there(thorough):
+        """Makes sure that the recording is there and whole; if `thorough`, that all the data is what was recorded."""
+        manifest = self._found(thorough)
+        if manifest is not None:
             remove_stale_lock(self.path)
-            return
-        self.path.mkdir(parents=True, exist_ok=True)
-        with lock(self.path):
-            if self._is_there(thorough):  # another process has just finished it
-                return
-            manifest = read_manifest(self.path)
-            teacher_pass = TeacherPass(self.teacher, self.settings, self.example)
-            _Run(self, teacher_pass, manifest or self._begin(teacher_pass), thorough=thorough).run(verbose)
+        else:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with lock(self.path):
+                manifest = self._found(thorough)  # another process may just have finished it
+                if manifest is None:
+                    manifest = read_manifest(self.path)
+                    teacher_pass = TeacherPass(self.teacher, self.settings, self.example)
+                    _Run(self, teacher_pass, manifest or self._begin(teacher_pass), thorough=thorough).run(verbose)
+                    return
+        if thorough:
+            _Run(self, None, manifest, thorough=False).run(verbose)
 
-    def _is_there(self, thorough: bool) -> bool:
+    def _found(self, thorough: bool) -> dict[str, Any] | None:
+        """The manifest of a recording that is complete and not damaged."""
         manifest = read_manifest(self.path)
         if manifest is None:
             others = (
@@ -290,16 +338,16 @@ class Recorder:
                     f'`path` must be a new or empty folder, or a recording. Received: path="{self.path}" with {sorted(others)[0]} '
                     "in it and no manifest.json."
                 )
-            return False
+            return None
         self.check(manifest)
-        return manifest["complete"] and not suspicious(self.path, manifest["shards"], thorough=thorough)
+        is_whole = manifest["complete"] and not suspicious(self.path, manifest["shards"], thorough=thorough)
+        return manifest if is_whole else None
 
     def _begin(self, teacher_pass: TeacherPass) -> dict[str, Any]:
         seed = [Field("seed", "int32", (2,))] if self.augmented else []
         layout = Layout(self.source.fields, [*seed, *teacher_pass.fields], self.settings["views"])
         chosen = self.samples_per_shard or max(1, min(_SHARD_SAMPLES, _SHARD_BYTES // max(layout.size, 1)))
-        if self.examples:
-            write_atomically(self.path / EXAMPLES, save_examples(self.examples))
+        write_atomically(self.path / EXAMPLES, save_examples({**self.examples, _TEACHER: self._answers()}))
         manifest = {
             "format": FORMAT, "version": VERSION, "complete": False, "num_samples": 0, **self.identity(),
             "structure": teacher_pass.structure,
@@ -311,28 +359,33 @@ class Recorder:
 
 
 class _Run:
-    """One run over the data, which writes the shards that are not there."""
+    """One run over the data, which compares it with the shards that are there and writes those that are not.
 
-    def __init__(self, recorder: Recorder, teacher_pass: TeacherPass, manifest: dict[str, Any], *, thorough: bool) -> None:
+    Without a `teacher_pass` it compares only, and leaves the folder alone.
+    """
+
+    def __init__(self, recorder: Recorder, teacher_pass: TeacherPass | None, manifest: dict[str, Any], *, thorough: bool) -> None:
         self.recorder, self.teacher_pass, self.manifest = recorder, teacher_pass, manifest
         self.path, self.shards = recorder.path, manifest["shards"]
         self.layout = Layout.from_config(manifest["layout"])
         self.length = manifest["samples_per_shard"]
-        damaged = suspicious(self.path, self.shards, thorough=thorough)
+        self.thorough = thorough
+        damaged = suspicious(self.path, self.shards, thorough=thorough) if teacher_pass else []
         self.wanted = {index for index, shard in enumerate(self.shards) if shard["file"] in damaged}
         self.position = 0
         self.hash = hashlib.sha256()
         self.writer: ShardWriter | None = None
 
     def run(self, verbose: Any) -> None:
-        for left_over in self.path.glob("*.part"):
+        for left_over in self.path.glob("*.part") if self.teacher_pass else ():
             left_over.unlink()
+        title = "Recording" if self.teacher_pass else "Comparing"
         try:
-            with Progress(self.recorder.source.expected_samples, title="Recording", verbose=verbose) as progress:
+            with Progress(self.recorder.source.expected_samples, title=title, verbose=verbose) as progress:
                 for leaves in self.recorder.source:
                     self._add(leaves)
                     progress.advance(len(leaves[0]))
-                    if self.manifest["complete"] and not self.wanted:  # mended
+                    if self.teacher_pass and self.manifest["complete"] and not self.wanted and not self.thorough:  # mended
                         return
             if self.position % self.length:
                 self._finish_shard()
@@ -341,8 +394,10 @@ class _Run:
                 self.writer.discard()
         if self.position != sum(shard["samples"] for shard in self.shards) or self.wanted:
             self._other_data(f"it ends after {self.position} samples")
-        self.manifest.update(complete=True, num_samples=self.position)
-        write_manifest(self.path, self.manifest)
+        if not self.manifest["complete"]:
+            self.manifest.update(complete=True, num_samples=self.position)
+            self.manifest["data"]["spread"] = self.recorder.spread  # of the data that was read to its end
+            write_manifest(self.path, self.manifest)
 
     def _is_wanted(self, shard: int) -> bool:
         return shard in self.wanted or (shard >= len(self.shards) and not self.manifest["complete"])
@@ -367,13 +422,15 @@ class _Run:
 
     def _views(self, leaves: list[Any]) -> np.ndarray:
         """The bytes of all views of a batch."""
-        recorder, count = self.recorder, len(leaves[0])
+        recorder, teacher_pass, count = self.recorder, self.teacher_pass, len(leaves[0])
+        if teacher_pass is None:
+            raise RuntimeError("Nothing is recorded without a teacher.")
         flat = leaves[: recorder.inputs]
         where = f"samples {self.position} to {self.position + count - 1}"
         seeds = view_seeds(recorder.settings["seed"], self.position, count, self.layout.views)
         found = []
         for view in range(self.layout.views):
-            arrays = self.teacher_pass(recorder._view(flat, seeds[:, view]), where)
+            arrays = teacher_pass(recorder._view(flat, seeds[:, view]), where)
             found.append(pack(self.layout.view, [seeds[:, view], *arrays] if recorder.augmented else arrays))
         return np.concatenate(found, axis=1)
 
@@ -384,7 +441,9 @@ class _Run:
         self.hash = hashlib.sha256()
         known = self.shards[shard] if shard < len(self.shards) else None
         if known is not None and (known["source"] != source or known["samples"] != self.position - first):
-            self._other_data(f"samples {first} to {self.position - 1} are not those of {known['file']}")
+            self._other_data(
+                f"inputs, labels or weights of samples {first} to {self.position - 1} are not those of {known['file']}"
+            )
         if self.writer is None:
             return
         described = {"file": self.writer.path.name, "samples": self.position - first, "source": source}

@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 MANIFEST, LOCK = "manifest.json", ".lock"
-FORMAT, VERSION = "keras_kd recording", 1
+FORMAT, VERSION = "keras_kd recording", 2
 # decode_raw and bitcast know these; strings and variants have no fixed length.
 _DTYPES = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "bfloat16", "float32",
            "float64", "complex64", "complex128")  # fmt: skip
@@ -261,6 +261,10 @@ def read_manifest(path: pathlib.Path) -> dict[str, Any] | None:
         version = None
     if version is None:
         raise ValueError(f'"{path / MANIFEST}" is no manifest of a recording. Delete the folder "{path}" and record again.')
+    if version < VERSION:
+        raise ValueError(
+            f'The recording "{path}" is of format {version}; this keras_kd reads {VERSION}. Delete that folder and record again.'
+        )
     if version > VERSION:
         raise ValueError(
             f'The recording "{path}" is of format {version}; this keras_kd reads up to {VERSION}. Install a newer '

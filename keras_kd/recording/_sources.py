@@ -36,8 +36,8 @@ class Source:
             self._inspect_dataset()
         else:
             self._inspect_arrays()
-        first = next(iter(self._elements()), None)
-        if first is None or not len(keras.tree.flatten(first[0])[0]):
+        first = next((element for element in self._elements() if len(keras.tree.flatten(element[0])[0])), None)
+        if first is None:
             raise ValueError("`dataset` must hold at least one sample. Received: none.")
         self.first_batch_size = len(keras.tree.flatten(first[0])[0])
         self.structure: dict[str, Any] = {role: skeleton(part) for role, part in zip(ROLES, first, strict=False)}
@@ -93,10 +93,12 @@ class Source:
             yield _parts(keras.tree.map_structure(lambda array, batch=batch: _native(array[batch]), self.dataset))
 
     def __iter__(self) -> Iterator[list[Any]]:
-        """Yields the flat leaves of each batch, in the order of `fields`."""
+        """Yields the flat leaves of each batch that is not empty, in the order of `fields`."""
         for element in self._elements():
             leaves = [leaf for part in element for leaf in keras.tree.flatten(part)]
             shapes = [tuple(leaf.shape) for leaf in leaves]
+            if all(shape[:1] == (0,) for shape in shapes):  # a filter after batching leaves such
+                continue
             for field, shape in zip(self.fields, shapes, strict=True):
                 if shape[1:] != field.shape:
                     raise ValueError(
@@ -118,6 +120,14 @@ class Source:
             if sum(len(batch[0]) for batch in found) >= count:
                 break
         return [np.concatenate(parts)[:count] for parts in zip(*found, strict=True)]
+
+    def spread(self, count: int) -> list[np.ndarray] | None:
+        """`count` samples at equal distances and the last one, or all if there are fewer; None for a tf.data.Dataset."""
+        if self.samples is None:
+            return None
+        chosen = sorted({*(index * self.samples // count for index in range(count)), self.samples - 1})
+        leaves = keras.tree.flatten(_parts(self.dataset))
+        return [np.concatenate([_native(leaf[index : index + 1]) for index in chosen]) for leaf in leaves]
 
 
 def as_array(leaf: Any) -> np.ndarray:

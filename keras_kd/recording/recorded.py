@@ -44,7 +44,11 @@ def record_teacher(
 
     Every later epoch, trial and run reads that instead of running the teacher. Killed at any moment and called again with the
     same arguments, it goes on after the last complete shard, and the result is the same to the byte. Called for a complete
-    recording it opens it, without a pass of the teacher, after checking that teacher, data and settings are those recorded.
+    recording it opens it, without a pass of the teacher, after checking that teacher, data and settings are those recorded: the
+    teacher's architecture, weights and answers to the first samples (at most 8, or a batch); the structure, dtypes, shapes and
+    number of the data, as far as it is known, and the first 8 samples. If arrays were recorded and are given again, so are 64
+    samples at equal distances and the last one. Of a `tf.data.Dataset` nothing after the first 8 samples is compared, and of arrays
+    nothing between those: where inputs, labels or weights may have changed there, pass `verify=True`, which compares them all.
 
     Softmax and sigmoid outputs are stored as logits, so that small probabilities survive half precision. With `top_k`, of each
     row the log-probabilities log p of the k largest classes are stored, and every other class is read as
@@ -70,8 +74,9 @@ def record_teacher(
         seed: where the seeds of the views come from.
         samples_per_shard: samples per file. None chooses at most 8192 and 64 MB. A recording that exists keeps its own.
         teacher_preprocessing: callable that turns a batch of inputs into the teacher's.
-        verify: whether to read an existing recording in full, and to record again the shards whose content is damaged. Missing
-            ones and those of another size are found, and recorded again, without.
+        verify: whether to read an existing recording and all of `dataset`, to compare every sample's inputs, labels and weights,
+            and to record again the shards whose content is damaged; for the others the teacher does not run. Missing shards and
+            those of another size are found, and recorded again, without.
         verbose: 0 is silent; 1 or `"auto"` shows progress.
 
     Returns:
@@ -79,7 +84,8 @@ def record_teacher(
 
     Raises:
         TypeError: for a teacher that is no model, or data that are no dense numbers.
-        ValueError: for an infinite or unbatched data set, outputs that are not finite or do not fit into `dtype`, an augmentation
+        ValueError: for an infinite or unbatched data set, outputs that are not finite or do not fit into `dtype`, logits of
+            which rounding to float16 leaves too little (a warning where it leaves enough to go on), an augmentation
             that ignores its seed, settings out of range, or a `path` that holds something else (the message says what differs).
         RuntimeError: if another process records to `path`.
 
