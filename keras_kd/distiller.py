@@ -8,8 +8,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_kd import _distribute, _outputs, _taps, metrics
+from keras_kd import _distribute, _outputs, _taps
 from keras_kd._finite import FiniteCheck
+from keras_kd._logs import LoggedModel
 from keras_kd._terms import activation_of, as_losses, as_weights, build_losses, check_layers, claim, flat_names, make_terms
 from keras_kd._tunable import Tunable, each, fraction, non_negative
 from keras_kd.losses._features import phase
@@ -17,7 +18,7 @@ from keras_kd.teachers import AbsentTeacher, AveragedStudent, MovingAverage, che
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
-class Distiller(keras.Model):
+class Distiller(LoggedModel):
     """Trains a student to follow a teacher, inside ordinary `compile` and `fit`.
 
     ```
@@ -102,12 +103,6 @@ class Distiller(keras.Model):
         self._make_trackers()
         self._finite_check = FiniteCheck()
         self.built = True
-
-    def _make_trackers(self) -> None:
-        self._student_loss_tracker = keras.metrics.Mean(name="student_loss")
-        self._distillation_loss_tracker = keras.metrics.Mean(name="distillation_loss")
-        several = self._terms if len(self._terms) > 1 else []
-        self._term_trackers = [keras.metrics.Mean(name=term.name) for term in several]
 
     # The teacher
 
@@ -323,59 +318,6 @@ class Distiller(keras.Model):
             total = total + keras.ops.cast(self._aggregate_additional_loss(added), share.dtype)
         self._step.clear_features()
         return total
-
-    def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
-        """Updates the compiled metrics and returns all logs; without labels, those that need none.
-
-        So `fit(x, validation_data=(x_val, y_val))` trains without labels and validates with metrics.
-
-        Args:
-            x: the batch's inputs.
-            y: the labels.
-            y_pred: the student's outputs.
-            sample_weight: weights, or None.
-        """
-        pairs, self._step.pairs = self._step.pairs, None
-        with metrics.teaching(pairs):
-            if y is None and self._compile_metrics is not None and self._only_teacher_metrics():
-                y = y_pred  # they look at the teacher, not at labels
-            if y is not None or self._compile_metrics is None:
-                return super().compute_metrics(x, y, y_pred, sample_weight=sample_weight)
-        known = self._compile_metrics.result() if getattr(self._compile_metrics, "built", False) else {}
-        return {name: value for name, value in self.get_metrics_result().items() if name not in known}
-
-    def _output_pairs(self, teacher: Any, student: Any) -> list[Any]:
-        """The teacher's outputs beside the student's, and what they hold, for metrics that compare them."""
-        pairs = list(_outputs.pair(teacher, student).values())
-        kinds = [held if len(held) == len(pairs) else [None] * len(pairs) for held in self._kinds()]
-        return [(*pair, *kind) for pair, kind in zip(pairs, zip(*kinds, strict=True), strict=True)]
-
-    def _kinds(self) -> tuple[list[Any], list[Any]]:
-        return list(self._teacher.kinds), _outputs.output_kinds(self.student)
-
-    def _compiled_metrics(self) -> list[Any]:
-        compiled = self._compile_metrics
-        return [] if compiled is None else keras.tree.flatten([compiled._user_metrics, compiled._user_weighted_metrics])
-
-    def _only_teacher_metrics(self) -> bool:
-        found = [metric for metric in self._compiled_metrics() if metric is not None]
-        return bool(found) and all(isinstance(metric, metrics.TeacherMetric) for metric in found)
-
-    def _teacher_metric_names(self) -> list[str]:
-        return [metric.name for metric in self._compiled_metrics() if isinstance(metric, metrics.TeacherMetric)]
-
-    def get_metrics_result(self) -> dict[str, Any]:
-        """Returns the metrics by name; `student_loss` only where there is a supervised loss."""
-        compiled = self._compile_metrics
-        if compiled is not None and not compiled.built:  # no labels have come yet, and it cannot say what it would be called
-            object.__setattr__(self, "_compile_metrics", None)
-        try:
-            results = dict(super().get_metrics_result())
-        finally:
-            object.__setattr__(self, "_compile_metrics", compiled)  # past Keras' tracking
-        if self._compile_loss is None:
-            results.pop("student_loss", None)
-        return results
 
     def _frozen_outputs(self, x: Any) -> Any:
         """The teacher's outputs, cut off from any gradient and checked: a NaN would silently ruin the student."""

@@ -18,7 +18,7 @@ FLOORS = [
     {"_outputs", "_taps", "_tfmot", "schedules"},
     {"layers", "losses", "metrics"},
     {"_terms", "teachers", "recording", "callbacks"},
-    {"_finite", "_distribute", "distiller", "mutual", "export"},
+    {"_finite", "_distribute", "_logs", "distiller", "mutual", "export"},
     {"profile", "report"},
     {"demo"},
     {"cli", "__main__"},
