@@ -106,6 +106,13 @@ class FeatureLoss(DistillationLoss):
         """Shapes that the layers were built for; None if they are not there."""
         return {"shapes": self._build_shapes} if self.built and self.layers else None
 
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Any:
+        """Rebuilds the loss, and its projector where it takes one."""
+        if "projector" in config:
+            config = {**config, "projector": keras.saving.deserialize_keras_object(config["projector"])}
+        return cls(**config)
+
     def build_from_config(self, config: dict[str, Any]) -> None:
         """Builds the layers that a file knows."""
         self.build(*[[(None, *shape) for shape in shapes] for shapes in config["shapes"]])

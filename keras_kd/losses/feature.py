@@ -69,11 +69,6 @@ class HintLoss(FeatureLoss):
         """Returns the constructor's arguments."""
         return {**super().get_config(), "projector": _serialized(self.projector)}
 
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Any:
-        """Rebuilds the loss, and its projector."""
-        return cls(**{**config, "projector": keras.saving.deserialize_keras_object(config["projector"])})
-
 
 @keras.saving.register_keras_serializable(package="keras_kd")
 class AttentionTransferLoss(FeatureLoss):
@@ -427,11 +422,6 @@ class ABLoss(FeatureLoss):
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
         return {**super().get_config(), "margin": self.margin, "projector": _serialized(self.projector)}
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Any:
-        """Rebuilds the loss, and its projector."""
-        return cls(**{**config, "projector": keras.saving.deserialize_keras_object(config["projector"])})
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
