@@ -3,8 +3,9 @@
 from typing import Any
 
 import keras
+from keras import ops
 
-from keras_kd import _outputs, metrics
+from keras_kd import _distribute, _outputs, metrics
 
 
 class LoggedModel(keras.Model):
@@ -14,10 +15,14 @@ class LoggedModel(keras.Model):
     """
 
     def _make_trackers(self) -> None:
-        self._student_loss_tracker = keras.metrics.Mean(name="student_loss")
-        self._distillation_loss_tracker = keras.metrics.Mean(name="distillation_loss")
         several = self._terms if len(self._terms) > 1 else []
-        self._term_trackers = [keras.metrics.Mean(name=term.name) for term in several]
+        self._term_names = [term.name for term in several]
+        self._parts = Means(["student_loss", "distillation_loss", *self._term_names], name="parts")
+
+    def _log(self, values: dict[str, Any], x: Any) -> None:
+        """Adds the values of a batch to the means that are logged."""
+        values = {name: _distribute.across_replicas(value) for name, value in values.items()}
+        self._parts.update_state(values, _distribute.batch_size(x))
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
         """Updates the compiled metrics and returns all logs; without labels, those that need none.
@@ -71,3 +76,35 @@ class LoggedModel(keras.Model):
         if self._compile_loss is None:
             results.pop("student_loss", None)
         return results
+
+
+class Means(keras.metrics.Metric):
+    """The means of several named values, in two variables: a compiled step pays for every variable that it touches.
+
+    Args:
+        names: names of the values, which are those of the logs.
+        **kwargs: see `keras.metrics.Metric`.
+    """
+
+    def __init__(self, names: list[str], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.names = list(names)
+        self.totals, self.counts = (
+            self.add_variable((len(self.names),), initializer="zeros", name=name) for name in ("totals", "counts")
+        )
+
+    def update_state(self, values: dict[str, Any], count: Any) -> None:
+        """Adds scalars by name, each as the mean of `count` samples; names that are not there stay as they are."""
+        count = ops.cast(count, self.dtype)
+        given = [ops.cast(values[name], self.dtype) * count if name in values else 0.0 for name in self.names]
+        self.totals.assign_add(ops.stack(given))
+        self.counts.assign_add(ops.cast([name in values for name in self.names], self.dtype) * count)
+
+    def result(self) -> dict[str, Any]:
+        """Returns the means by name; 0 for what was never given."""
+        means = ops.unstack(ops.divide_no_nan(self.totals, self.counts))
+        return dict(zip(self.names, means, strict=True))
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        return {**super().get_config(), "names": self.names}

@@ -207,8 +207,7 @@ class Distiller(LoggedModel):
         names = self._student_output_names()
         values = [term(teacher, student, y, sample_weight, output_names=names, features=features) for term in self._terms]
         self._track_loss_layers()  # those of models whose shapes show only now
-        for tracker, value in zip(self._term_trackers, values, strict=False):
-            tracker.update_state(_distribute.across_replicas(value), sample_weight=_distribute.batch_size(x))
+        self._log(dict(zip(self._term_names, values, strict=False)), x)
         return sum(weights[index] * keras.ops.cast(value, weights.dtype) for index, value in enumerate(values))
 
     def train_step(self, data: Any) -> dict[str, Any]:
@@ -258,7 +257,7 @@ class Distiller(LoggedModel):
         self._loss_tracker.update_state(_distribute.across_replicas(loss), sample_weight=_distribute.batch_size(x))
         logs = self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
         if not self._is_taught(x):
-            unknown = {"distillation_loss", *(tracker.name for tracker in self._term_trackers)}
+            unknown = {"distillation_loss", *self._term_names}
             for name in self._teacher_metric_names():
                 unknown |= {name, *(f"{output}_{name}" for output in self.output_names or [])}  # `digit_teacher_agreement`
             logs = {name: value for name, value in logs.items() if name not in unknown}
@@ -301,18 +300,14 @@ class Distiller(LoggedModel):
                     "compile with loss=None to learn from the teacher alone."
                 )
             student_loss = self._compile_loss(y, y_pred, sample_weight)
-            self._student_loss_tracker.update_state(
-                _distribute.across_replicas(student_loss), sample_weight=_distribute.batch_size(x)
-            )
+            self._log({"student_loss": student_loss}, x)
             total = total + share * keras.ops.cast(student_loss, share.dtype)
         if training or self._is_taught(x):
             teacher = self._frozen_outputs(x) if teacher is None else teacher
             self._step.pairs = self._output_pairs(teacher, y_pred) if self._teacher_metric_names() else None
             with phase(training):
                 distillation_loss = keras.ops.cast(self.distillation_loss(x, y, y_pred, teacher, sample_weight), share.dtype)
-            self._distillation_loss_tracker.update_state(
-                _distribute.across_replicas(distillation_loss), sample_weight=_distribute.batch_size(x)
-            )
+            self._log({"distillation_loss": distillation_loss}, x)
             total = total + (1 - share) * distillation_loss
         for added in self.losses if added_before is None else added_before:
             total = total + keras.ops.cast(self._aggregate_additional_loss(added), share.dtype)

@@ -2,6 +2,7 @@
 
 import contextlib
 import contextvars
+import math
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -203,7 +204,7 @@ class FeatureLoss(DistillationLoss):
         return teacher, student if adapter is None else run_layer(adapter, student)
 
     def compare(self, teacher: Any, student: Any, index: int) -> Any:
-        """Returns one value per sample for pair `index` of layers (per position, where `positions` says how to reduce them).
+        """Returns one value per sample for pair `index` of layers (of any shape, where `positions` says how to reduce the rest).
 
         Args:
             teacher: the teacher's feature.
@@ -212,7 +213,7 @@ class FeatureLoss(DistillationLoss):
         """
         raise NotImplementedError(f"{type(self).__name__} must implement compare(teacher, student, index).")
 
-    positions: str | None = None  # "mean" or "sum" where `compare` gives one value per position, to be reduced here
+    positions: str | None = None  # "mean" or "sum" where `compare` gives values per position or channel, to be reduced here
 
     def _compare_pair(self, index: int, teacher: Any, student: Any) -> Any:
         mask = getattr(student, "_keras_mask", None)
@@ -223,13 +224,23 @@ class FeatureLoss(DistillationLoss):
             present = ops.cast(mask, self.dtype)  # (batch, time)
             teacher, student = teacher * present[..., None], student * present[..., None]  # adapters may have filled them
         value = self.compare(teacher, student, index)
+        return value if self.positions is None else self._reduced(value, present)
+
+    def _reduced(self, value: Any, present: Any) -> Any:
+        """Sum or mean over all axes but the first, without the positions that a mask leaves out."""
         axes = tuple(range(1, len(value.shape)))
-        if self.positions is None or not axes:
+        if not axes:
             return value
+        if present is not None:
+            present = ops.reshape(present, (*ops.shape(present), *[1] * (len(value.shape) - 2)))  # (batch, time, 1...)
+            value = value * present
+        total = ops.sum(value, axis=axes)
+        if self.positions == "sum":
+            return total
+        # A sum over a count, in one reduction: the gradient of TensorFlow's mean divides a tensor as large as the feature.
         if present is None:
-            return ops.mean(value, axis=axes) if self.positions == "mean" else ops.sum(value, axis=axes)
-        total = ops.sum(value * present, axis=1)
-        return safe_divide(total, ops.sum(present, axis=1)) if self.positions == "mean" else total
+            return total / ops.cast(math.prod(ops.shape(value)[1:]), total.dtype)
+        return safe_divide(total, ops.sum(present, axis=axes) * math.prod(ops.shape(value)[2:]))
 
     def without_masked(self, teacher: Any, student: Any) -> tuple[Any, Any]:
         """Sets the positions that the student's Keras mask leaves out to zero, on each side that has as many positions."""

@@ -62,8 +62,8 @@ class HintLoss(FeatureLoss):
         self.projector = self.use_projector(projector)
 
     def compare(self, teacher: Any, student: Any, index: int) -> Any:
-        """Returns one value per position."""
-        return ops.mean((student - teacher) ** 2, axis=-1)
+        """Returns one value per position and channel."""
+        return ops.square(student - teacher)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
@@ -324,9 +324,9 @@ class VIDLoss(FeatureLoss):
         return teacher, self.layers[2 * index](student)
 
     def compare(self, teacher: Any, student: Any, index: int) -> Any:
-        """Returns one value per position."""
+        """Returns one value per position and channel."""
         variance = self.layers[2 * index + 1](student)
-        return 0.5 * ops.mean((student - teacher) ** 2 / variance + ops.log(variance), axis=-1)
+        return 0.5 * (ops.square(student - teacher) / variance + ops.log(variance))
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
@@ -413,11 +413,11 @@ class ABLoss(FeatureLoss):
         return total
 
     def compare(self, teacher: Any, student: Any, index: int) -> Any:
-        """Returns one value per position."""
+        """Returns one value per position and channel."""
         off = ops.cast(ops.logical_and(student > -self.margin, teacher <= 0), student.dtype)
         on = ops.cast(ops.logical_and(student <= self.margin, teacher > 0), student.dtype)
         squares = (student + self.margin) ** 2 * off + (student - self.margin) ** 2 * on
-        return ops.sum(squares, axis=-1) / 1000 * 3
+        return squares / 1000 * 3
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
