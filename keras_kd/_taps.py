@@ -1,8 +1,8 @@
-"""What flows through a layer? Reads the outputs of named layers during one ordinary forward pass, on any Keras model."""
+"""What flows through a layer? Reads, or replaces, what layers give during one ordinary forward pass, on any Keras model."""
 
 import contextlib
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import keras
@@ -115,7 +115,7 @@ def _traced_shapes(model: keras.Model, names: Iterable[str], role: str, inputs: 
 
 
 class _Tap:
-    """Stands before a layer's `call`, and tells each thread that listens what came out in that thread.
+    """Stands before a layer's `call`: tells each thread that listens what came out in it, and lets a thread put a function in.
 
     Replicas of tf.distribute and users' own threads may run one model at the same time.
     """
@@ -129,7 +129,8 @@ class _Tap:
         object.__setattr__(layer, "call", self._recording_call)  # not through Keras: it would track the closure
 
     def _recording_call(self, *args: Any, **kwargs: Any) -> Any:
-        result = self.call(*args, **kwargs)
+        stand_in = getattr(self.here, "stand_in", None)
+        result = self.call(*args, **kwargs) if stand_in is None else stand_in(self.call, *args, **kwargs)
         for seen in getattr(self.here, "listeners", ()):
             seen.append(result)
         return result
@@ -147,25 +148,50 @@ _TAPS: dict[int, _Tap] = {}
 
 
 @contextlib.contextmanager
-def _tap(layer: keras.layers.Layer) -> Iterator[list[Any]]:
-    """Yields the list of what `layer` gives in this thread while the context is open."""
+def _held(layer: keras.layers.Layer) -> Iterator[_Tap]:
+    """The tap of a layer, which is there as long as somebody uses it."""
     with _LOCK:
         if id(layer) not in _TAPS:
             _TAPS[id(layer)] = _Tap(layer)
         tap = _TAPS[id(layer)]
         tap.users += 1
-    seen: list[Any] = []
-    listeners = tap.here.__dict__.setdefault("listeners", [])
-    listeners.append(seen)
     try:
-        yield seen
+        yield tap
     finally:
-        listeners[:] = [other for other in listeners if other is not seen]
         with _LOCK:
             tap.users -= 1
             if tap.users == 0:
                 del _TAPS[id(layer)]
                 tap.remove()
+
+
+@contextlib.contextmanager
+def _tap(layer: keras.layers.Layer) -> Iterator[list[Any]]:
+    """Yields the list of what `layer` gives in this thread while the context is open."""
+    with _held(layer) as tap:
+        seen: list[Any] = []
+        listeners = tap.here.__dict__.setdefault("listeners", [])
+        listeners.append(seen)
+        try:
+            yield seen
+        finally:
+            listeners[:] = [other for other in listeners if other is not seen]
+
+
+@contextlib.contextmanager
+def replace(layer: keras.layers.Layer, function: Callable[..., Any]) -> Iterator[None]:
+    """While the context is open, calls of `layer` in this thread are calls of `function(call, *args, **kwargs)`.
+
+    Args:
+        layer: a layer of any model.
+        function: takes the layer's own `call`, then its arguments, and returns what the layer shall give.
+    """
+    with _held(layer) as tap:
+        former, tap.here.stand_in = getattr(tap.here, "stand_in", None), function
+        try:
+            yield
+        finally:
+            tap.here.stand_in = former
 
 
 def _choose(name: str, seen: list[Any], role: str) -> Any:

@@ -7,6 +7,7 @@ import keras
 
 from keras_kd import _taps
 from keras_kd._outputs import output_kinds, shapes_agree
+from keras_kd.teachers._folding import find_pairs, folded
 
 
 class RecordedBatch(NamedTuple):
@@ -83,6 +84,7 @@ class FrozenTeacher(Teacher):
         self.name = str(getattr(model, "name", ""))
         self.kinds = output_kinds(model)
         self.supports_jit = all(layer.supports_jit for layer in model._flatten_layers())
+        self._pairs = find_pairs(model)
 
     def __call__(self, x: Any, layer_names: Iterable[str] = ()) -> tuple[Any, dict[str, Any]]:
         """Runs the teacher in inference mode; returns its outputs and the outputs of the named layers."""
@@ -93,7 +95,9 @@ class FrozenTeacher(Teacher):
             )
         if self.preprocessing is not None:
             x = self.preprocessing(x)
-        with _taps.record(self.model, layer_names, role="teacher") as features:
+        names = list(layer_names)
+        wanted = [_taps.find_layer(self.model, name, role="teacher") for name in names]
+        with folded(self._pairs, keep=wanted), _taps.record(self.model, names, role="teacher") as features:
             outputs = self.model(x, training=False)
         return outputs, features
 

@@ -1,0 +1,90 @@
+"""How does a frozen teacher answer faster? Batch normalisation goes into the convolution before it, for the length of a pass.
+
+In inference `gamma (conv(x, w) + b - mean) / sqrt(var + eps) + beta` is one convolution with the kernel `w gamma / sqrt(var + eps)`
+and a bias, which TensorFlow computes together with the activation that follows. The teacher's variables are read anew in every
+pass and never written.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import keras
+import tensorflow as tf
+from keras import layers, ops
+
+from keras_kd import _taps
+
+
+class Pair(NamedTuple):
+    """A convolution whose only reader is a batch normalisation."""
+
+    convolution: Any
+    norm: Any
+
+
+def find_pairs(model: keras.Model) -> list[Pair]:
+    """Finds what can be folded in Functional and Sequential models, nested ones too; where code decides, nothing is touched."""
+    if not type(model).call.__module__.startswith("keras.") or not getattr(model, "outputs", None):
+        return []
+    given = {id(output) for output in model.outputs}
+    found = []
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            found += find_pairs(layer)
+        elif type(layer) in (layers.Conv2D, layers.DepthwiseConv2D) and (norm := _only_reader(layer, given)) is not None:
+            found.append(Pair(layer, norm))
+    return found
+
+
+def _only_reader(layer: Any, given: set[int]) -> Any:
+    """The batch normalisation that alone reads a linear convolution, or None; `given` are the ids of the model's outputs."""
+    readers = layer._outbound_nodes
+    if len(layer._inbound_nodes) != 1 or len(readers) != 1 or id(layer.output) in given:
+        return None
+    norm = readers[0].operation
+    fits = (
+        type(norm) is layers.BatchNormalization
+        and len(norm._inbound_nodes) == 1
+        and norm.axis in (-1, len(norm.output.shape) - 1)
+        and layer.data_format == "channels_last"
+        and layer.activation in (None, keras.activations.linear)
+        and all(one.compute_dtype == one.variable_dtype and one.quantization_mode is None for one in (layer, norm))
+        and not getattr(layer, "lora_enabled", False)
+        and vars(layer).get("call") is None is vars(norm).get("call")  # somebody else's wrapper has a reason to be there
+    )
+    return norm if fits else None
+
+
+@contextlib.contextmanager
+def folded(pairs: list[Pair], *, keep: list[Any]) -> Iterator[None]:
+    """While the context is open, and in this thread alone, calls of these pairs in inference mode compute one convolution.
+
+    Args:
+        pairs: see `find_pairs`.
+        keep: layers whose own outputs somebody wants to see.
+    """
+    kept = {id(layer) for layer in keep}
+    with contextlib.ExitStack() as stack:
+        for pair in pairs:
+            if id(pair.convolution) not in kept:
+                stack.enter_context(_taps.replace(pair.convolution, _folded_call(pair)))
+                stack.enter_context(_taps.replace(pair.norm, lambda call, inputs, *args, **kwargs: inputs))
+        yield
+
+
+def _folded_call(pair: Pair) -> Any:
+    layer, norm = pair
+
+    def call(former: Any, inputs: Any) -> Any:
+        scale = ops.rsqrt(norm.moving_variance + norm.epsilon)  # (channels,)
+        scale = scale * norm.gamma if norm.scale else scale
+        bias = (layer.bias if layer.use_bias else 0.0) - norm.moving_mean
+        bias = bias * scale + (norm.beta if norm.center else 0.0)
+        options = {name: getattr(layer, name) for name in ("strides", "padding", "dilation_rate", "data_format")}
+        if isinstance(layer, layers.DepthwiseConv2D):
+            kernel = layer.kernel * ops.reshape(scale, layer.kernel.shape[2:])  # (height, width, channels, multiplier)
+            return tf.nn.bias_add(ops.depthwise_conv(inputs, kernel, **options), bias)
+        return tf.nn.bias_add(ops.conv(inputs, layer.kernel * scale, **options), bias)
+
+    return call
