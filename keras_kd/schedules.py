@@ -1,6 +1,9 @@
 """Which value holds at an epoch or at a step? Schedules of numbers: plain callables `schedule(position) -> float`.
 
 A function of your own and a `keras.optimizers.schedules.LearningRateSchedule` serve as well: see `get`.
+
+The schedules of `callbacks.Pruning` are callables `schedule(step) -> (whether to prune now, sparsity)`: TF-MOT's own
+`ConstantSparsity`, `PolynomialDecay` and their base `PruningSchedule`, imported when they are first asked for, and `Threshold`.
 """
 
 import math
@@ -10,7 +13,17 @@ from typing import Any
 
 import keras
 
+from keras_kd import _tfmot
 from keras_kd._tunable import Number, finite_number, non_negative, positive
+
+_OF_TFMOT = ("ConstantSparsity", "PolynomialDecay", "PruningSchedule")
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _OF_TFMOT:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = globals()[name] = getattr(_tfmot.load().sparsity.keras, name)
+    return found
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
@@ -242,6 +255,61 @@ class WarmUpValue(ValueSchedule):
         """Builds a schedule from what `get_config` returned."""
         after = config.get("after")
         return cls(**{**config, "after": keras.saving.deserialize_keras_object(after) if isinstance(after, dict) else after})
+
+
+@keras.saving.register_keras_serializable(package="keras_kd")
+class Threshold:
+    """Pruning by a fixed threshold: every weight of smaller magnitude is set to zero, as many as there are.
+
+    ```
+    mask = |w| >= value
+    ```
+
+    Args:
+        value: the threshold, not negative, in the units of the weights.
+        begin_step: optimizer step of the first update of the masks.
+        end_step: step of the last; -1 goes on for ever.
+        frequency: steps from one update to the next.
+
+    Call arguments:
+        step: an optimizer step, a number or a tensor.
+
+    Returns:
+        Whether the masks are updated at this step, and the threshold.
+
+    Raises:
+        TypeError: for what is no number.
+        ValueError: for a number out of its range.
+
+    Example:
+
+    >>> keras_kd.schedules.Threshold(0.05, begin_step=100, frequency=10)(110)
+    (True, 0.05)
+    """
+
+    def __init__(self, value: float, *, begin_step: int = 0, end_step: int = -1, frequency: int = 1) -> None:
+        self.value = non_negative("value", value)
+        self.begin_step = non_negative("begin_step", begin_step)
+        self.end_step = finite_number("end_step", end_step)
+        self.frequency = positive("frequency", frequency)
+        if end_step != -1 and end_step < begin_step:
+            raise ValueError(
+                f"`end_step` must be -1 or not before `begin_step`. Received: begin_step={begin_step}, end_step={end_step}."
+            )
+
+    def __call__(self, step: Any) -> tuple[Any, float]:
+        """Returns whether the masks are updated at `step`, and the threshold."""
+        turn = (step >= self.begin_step) & ((step - self.begin_step) % self.frequency == 0)
+        return turn if self.end_step == -1 else turn & (step <= self.end_step), self.value
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        return {name: getattr(self, name) for name in ("value", "begin_step", "end_step", "frequency")}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "Threshold":
+        """Builds a schedule from what `get_config` returned."""
+        return cls(**config)
 
 
 def get(identifier: Any) -> Callable[[Any], Any]:

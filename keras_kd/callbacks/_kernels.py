@@ -1,0 +1,94 @@
+"""Which weights does a callback work on? Finds the kernels of a model's layers, and those that a user's `layers=` chooses."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import keras
+
+from keras_kd import _taps
+
+# Weights that multiply what flows through, by the names that Keras' layers give them.
+_NAMES = ("kernel", "recurrent_kernel", "depthwise_kernel", "pointwise_kernel", "embeddings")
+
+
+class Kernel(NamedTuple):
+    """A weight that can be pruned or clustered.
+
+    Args:
+        path: path of the layer inside the model, such as `"backbone/conv1"`.
+        layer: the layer.
+        variable: its Keras variable.
+    """
+
+    path: str
+    layer: Any
+    variable: Any
+
+    @property
+    def label(self) -> str:
+        """What messages call it."""
+        return f"{self.path} ({self.variable.name}, shape {tuple(self.variable.shape)})"
+
+
+def find_kernels(model: keras.Model) -> list[Kernel]:
+    """Finds the trainable kernels of a built model, each once: those of cells and of sublayers (attention) too."""
+    found: dict[int, Kernel] = {}
+    for path, layer in _taps.find_layers(model).items():
+        for variable in layer._trainable_variables:
+            if variable.name in _NAMES and variable.trainable:
+                found.setdefault(id(variable), Kernel(path, layer, variable))
+    trained = {id(variable) for variable in model.trainable_variables}
+    return [kernel for identity, kernel in found.items() if identity in trained]
+
+
+def choose_kernels(model: keras.Model, layers: Any) -> list[Kernel]:
+    """The kernels that `layers` chooses.
+
+    Args:
+        model: a built model.
+        layers: None for all; a name or path, a layer class, a function of a layer that returns whether to take it, or a list of
+            these. The name of a nested model or of a layer with parts chooses all kernels inside.
+
+    Returns:
+        The kernels, in the model's order.
+
+    Raises:
+        ValueError: if the model has no kernels, or a choice matches none of them.
+        TypeError: for another kind of choice.
+    """
+    kernels = find_kernels(model)
+    if not kernels:
+        raise ValueError(
+            f'The model "{model.name}" has no trainable kernels: nothing of it can be pruned or clustered. Build it, and leave the '
+            "layers trainable that it is about."
+        )
+    if layers is None:
+        return kernels
+    chosen: set[int] = set()
+    for choice in layers if isinstance(layers, (list, tuple, set)) else [layers]:
+        test = _test(choice)
+        matches = {id(kernel.variable) for kernel in kernels if test(kernel)}
+        if not matches:
+            raise ValueError(
+                f"`layers` must match trainable layers that have a kernel. Received: {choice!r}, which matches none. Layers: "
+                f"{', '.join(dict.fromkeys(kernel.path for kernel in kernels))}."
+            )
+        chosen |= matches
+    return [kernel for kernel in kernels if id(kernel.variable) in chosen]
+
+
+def _test(choice: Any) -> Callable[[Kernel], bool]:
+    if isinstance(choice, str):
+        return lambda kernel: f"/{kernel.path}/".find(f"/{choice}/") >= 0
+    if inspect.isclass(choice):
+        return lambda kernel: isinstance(kernel.layer, choice)
+    if isinstance(choice, keras.layers.Layer):
+        inside = {id(layer) for layer in choice._flatten_layers()}
+        return lambda kernel: id(kernel.layer) in inside
+    if callable(choice):
+        return lambda kernel: bool(choice(kernel.layer))
+    raise TypeError(
+        "`layers` must be a layer's name or path, a layer class, a function of a layer, or a list of these. Received: "
+        f"{choice!r} of type {type(choice).__name__}."
+    )

@@ -1,0 +1,141 @@
+"""How do zeros hold after every optimizer step? Masks as constraints of the weights, inside the compiled step, for one `fit`.
+
+Keras applies `variable.constraint` at the end of the optimizer's update, whatever its options: momentum, weight decay, averaging.
+"""
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from keras_kd.callbacks._kernels import Kernel
+
+Update = Callable[[Any, list[Any]], tuple[Any, Callable[[], list[Any]]]]
+
+
+class Group:
+    """Kernels whose masks are updated together.
+
+    Args:
+        kernels: what is masked.
+        update: function of `(step, weights)` that returns whether the masks change at this step, and a function that makes them.
+            None: they stay as they began.
+        begin_step: the step before which nothing is masked; from then on, weights that are zero when a `fit` begins stay zero.
+    """
+
+    def __init__(self, kernels: list[Kernel], update: Update | None, begin_step: int) -> None:
+        self.kernels = kernels
+        self.update = update
+        self.begin_step = begin_step
+        self._here = _Here()
+
+    def attach(self, model: keras.Model) -> None:
+        """Puts masks on the kernels for the training of `model`."""
+        self.optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+        self.strategy = model.distribute_strategy
+        with self.strategy.scope():
+            self.masks = [
+                tf.Variable(
+                    tf.ones(kernel.variable.shape, kernel.variable.dtype),
+                    trainable=False,
+                    aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
+                )
+                for kernel in self.kernels
+            ]
+        for index, kernel in enumerate(self.kernels):
+            kernel.variable.constraint = MaskConstraint(kernel.variable.constraint, self, index)
+
+    def detach(self) -> None:
+        """Takes the masks off: every weight has the constraint again that it had."""
+        for kernel in self.kernels:
+            _unlink(kernel.variable, self)
+
+    def begin(self) -> None:
+        """Sets the first masks: by the schedule, or as the zeros of an earlier `fit` (or of one that was killed) say."""
+        step = int(keras.ops.convert_to_numpy(self.optimizer.iterations))
+        weights = self._weights()
+        turn, make = (False, None) if self.update is None else self.update(tf.constant(step, tf.int64), weights)
+        with self.strategy.scope():
+            if make is not None and bool(turn):
+                masks = make()
+            elif step > self.begin_step or self.update is None:
+                masks = [tf.cast(tf.not_equal(weight, 0), weight.dtype) for weight in weights]
+            else:
+                masks = [tf.ones_like(weight) for weight in weights]
+            for mask, value in zip(self.masks, masks, strict=True):
+                mask.assign(value)
+        self.apply()
+
+    def apply(self) -> None:
+        """Zeroes what the masks leave out."""
+        with self.strategy.scope():
+            for kernel, mask in zip(self.kernels, self.masks, strict=True):
+                kernel.variable.assign(keras.ops.convert_to_tensor(kernel.variable) * tf.convert_to_tensor(mask))
+
+    def masked(self, index: int, weight: Any) -> Any:
+        """A weight times its mask, in a step of the optimizer; the first weight of a step brings all masks up to date."""
+        called = self._here.called
+        if self.update is not None and (not called or index in called):
+            called.clear()
+            self._step()
+        called.add(index)
+        return weight * tf.convert_to_tensor(self.masks[index])
+
+    def _step(self) -> None:
+        # The optimizer counts only after the constraints, and micro-steps where it accumulates gradients.
+        step = (tf.cast(self.optimizer._iterations.value, tf.int64) + 1) // (self.optimizer.gradient_accumulation_steps or 1)
+        turn, make = self.update(step, self._weights())  # type: ignore[misc]
+        if self.strategy.num_replicas_in_sync > 1:  # variables of replicas cannot be assigned inside a branch
+            for mask, value in zip(self.masks, tf.cond(turn, make, lambda: [tf.identity(m) for m in self.masks]), strict=True):
+                mask.assign(value)
+            return
+
+        def assign() -> Any:
+            for mask, value in zip(self.masks, make(), strict=True):
+                mask.assign(value)
+            return tf.constant(True)
+
+        tf.cond(turn, assign, lambda: tf.constant(False))
+
+    def _weights(self) -> list[Any]:
+        return [keras.ops.convert_to_tensor(kernel.variable) for kernel in self.kernels]
+
+
+class MaskConstraint:
+    """The constraint that a weight had, then its mask.
+
+    Args:
+        former: the constraint that was there, or None.
+        group: whose mask it is.
+        index: the weight's place in the group.
+    """
+
+    def __init__(self, former: Any, group: Group, index: int) -> None:
+        self.former, self.group, self.index = former, group, index
+
+    def __call__(self, weight: Any) -> Any:
+        """Returns the weight's new value."""
+        value = keras.ops.convert_to_tensor(weight if self.former is None else self.former(weight))
+        return self.group.masked(self.index, value)
+
+
+class _Here(threading.local):
+    """Which weights of the present step were seen, in each replica's thread."""
+
+    def __init__(self) -> None:
+        self.called: set[int] = set()
+
+
+def _unlink(variable: Any, group: Group) -> None:
+    """Takes the constraint of `group` out of the chain of constraints, wherever it stands: others may come off in any order."""
+    owner, constraint = None, variable.constraint
+    while isinstance(constraint, MaskConstraint) and constraint.group is not group:
+        owner, constraint = constraint, constraint.former
+    if not isinstance(constraint, MaskConstraint):
+        return
+    if owner is None:
+        variable.constraint = constraint.former
+    else:
+        owner.former = constraint.former
