@@ -33,3 +33,8 @@ def load() -> Any:
             os.environ.pop("TF_USE_LEGACY_KERAS", None)
         else:
             os.environ["TF_USE_LEGACY_KERAS"] = before
+
+
+def load_part(path: str) -> Any:
+    """Imports a module of TF-MOT's core that its public names do not reach, such as `"clustering.keras.clustering_centroids"`."""
+    return importlib.import_module(f"{load().__name__}.python.core.{path}")

@@ -29,6 +29,7 @@ class Group:
         self.kernels = kernels
         self.update = update
         self.begin_step = begin_step
+        self.begun = False
         self._here = _Here()
 
     def attach(self, model: keras.Model) -> None:
@@ -45,15 +46,18 @@ class Group:
                 for kernel in self.kernels
             ]
         for index, kernel in enumerate(self.kernels):
-            kernel.variable.constraint = MaskConstraint(kernel.variable.constraint, self, index)
+            MaskConstraint(self, index).link(kernel.variable)
 
     def detach(self) -> None:
         """Takes the masks off: every weight has the constraint again that it had."""
         for kernel in self.kernels:
-            _unlink(kernel.variable, self)
+            unlink(kernel.variable, self)
 
     def begin(self) -> None:
-        """Sets the first masks: by the schedule, or as the zeros of an earlier `fit` (or of one that was killed) say."""
+        """Sets the first masks, once: by the schedule, or as the zeros of an earlier `fit` (or of one that was killed) say."""
+        if self.begun:
+            return
+        self.begun = True
         step = int(keras.ops.convert_to_numpy(self.optimizer.iterations))
         weights = self._weights()
         turn, make = (False, None) if self.update is None else self.update(tf.constant(step, tf.int64), weights)
@@ -103,22 +107,48 @@ class Group:
         return [keras.ops.convert_to_tensor(kernel.variable) for kernel in self.kernels]
 
 
-class MaskConstraint:
-    """The constraint that a weight had, then its mask.
+class Link:
+    """One of several constraints on a weight: what was there first, then this one.
 
     Args:
-        former: the constraint that was there, or None.
-        group: whose mask it is.
-        index: the weight's place in the group.
+        owner: what takes it off again: see `unlink`.
+        index: the weight's place among those of the owner.
     """
 
-    def __init__(self, former: Any, group: Group, index: int) -> None:
-        self.former, self.group, self.index = former, group, index
+    innermost = False  # whether it comes right after the weight's own constraint, whoever was there before
+
+    def __init__(self, owner: Any, index: int) -> None:
+        self.owner, self.index = owner, index
+        self.former: Any = None
+
+    def link(self, variable: Any) -> None:
+        """Puts it on a weight."""
+        outer, inner = None, variable.constraint
+        while self.innermost and isinstance(inner, Link):
+            outer, inner = inner, inner.former
+        self.former = inner
+        if outer is None:
+            variable.constraint = self
+        else:
+            outer.former = self
+
+    def value(self, weight: Any) -> Any:
+        """The weight under the constraints that come before this one."""
+        return keras.ops.convert_to_tensor(weight if self.former is None else self.former(weight))
 
     def __call__(self, weight: Any) -> Any:
         """Returns the weight's new value."""
-        value = keras.ops.convert_to_tensor(weight if self.former is None else self.former(weight))
-        return self.group.masked(self.index, value)
+        raise NotImplementedError
+
+
+class MaskConstraint(Link):
+    """Zeroes what the mask of a group leaves out."""
+
+    innermost = True
+
+    def __call__(self, weight: Any) -> Any:
+        """Returns the weight's new value."""
+        return self.owner.masked(self.index, self.value(weight))
 
 
 class _Here(threading.local):
@@ -128,14 +158,23 @@ class _Here(threading.local):
         self.called: set[int] = set()
 
 
-def _unlink(variable: Any, group: Group) -> None:
-    """Takes the constraint of `group` out of the chain of constraints, wherever it stands: others may come off in any order."""
-    owner, constraint = None, variable.constraint
-    while isinstance(constraint, MaskConstraint) and constraint.group is not group:
-        owner, constraint = constraint, constraint.former
-    if not isinstance(constraint, MaskConstraint):
+def unlink(variable: Any, owner: Any) -> None:
+    """Takes the constraint of `owner` off a weight, wherever it stands in the chain: callbacks may end in any order."""
+    outer, constraint = None, variable.constraint
+    while isinstance(constraint, Link) and constraint.owner is not owner:
+        outer, constraint = constraint, constraint.former
+    if not isinstance(constraint, Link):
         return
-    if owner is None:
+    if outer is None:
         variable.constraint = constraint.former
     else:
-        owner.former = constraint.former
+        outer.former = constraint.former
+
+
+def masking_groups(variable: Any) -> list[Group]:
+    """The groups of other callbacks that mask this weight."""
+    found, constraint = [], variable.constraint
+    while isinstance(constraint, Link):
+        found += [constraint.owner] if isinstance(constraint, MaskConstraint) else []
+        constraint = constraint.former
+    return found

@@ -65,10 +65,9 @@ class KeepSparsity(keras.callbacks.Callback):
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         """Sets the first masks, now that every other callback (BackupAndRestore) has given the weights their values."""
-        if not self._begun:
-            self._begun = True
-            for group in self._groups:
-                group.begin()
+        self._begun = True
+        for group in self._groups:
+            group.begin()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Puts the sparsity into the logs."""

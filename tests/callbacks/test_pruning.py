@@ -1,6 +1,5 @@
 """Pruning: TF-MOT's masks, zeros after every step however it runs, no trace afterwards, errors that help."""
 
-import importlib
 import shutil
 
 import keras
@@ -56,13 +55,9 @@ def test_the_kth_value_is_that_of_a_full_sort(size, dtype, xla):
             assert _masks.kth_largest(tf.constant(ties), k, xla=xla) == np.sort(ties)[::-1][k - 1]
 
 
-def tf_mot(module):
-    return importlib.import_module(f"{_tfmot.load().__name__}.python.core.sparsity.keras.{module}")
-
-
 def engine(weight, schedule, **options):
     """TF-MOT's own masks, at every step up to 8, beside the weights that it leaves."""
-    impl = tf_mot("pruning_impl")
+    impl = _tfmot.load_part("sparsity.keras.pruning_impl")
     variable, mask = tf.Variable(weight), tf.Variable(tf.ones_like(weight))
     step = tf.Variable(0, dtype=tf.int64)
     options = {"block_size": (1, 1), "block_pooling_type": "AVG"} | options
@@ -103,7 +98,7 @@ def test_masks_equal_those_of_tf_mots_engine_at_every_step(shape, options, sched
 @pytest.mark.parametrize("shape", [(8, 5), (3, 3, 8, 5), (1, 1, 6, 3)])
 @pytest.mark.parametrize("pattern", [(2, 4), (1, 2), (3, 5)])
 def test_m_by_n_masks_equal_tf_mots(shape, pattern):
-    utils = tf_mot("pruning_utils")
+    utils = _tfmot.load_part("sparsity.keras.pruning_utils")
     weight = tf.constant(np.round(RNG.normal(size=shape), 1).astype("float32"))  # with ties
     theirs = utils.generate_m_by_n_mask(utils.weights_rearrange(weight), pattern)
     theirs = utils.m_by_n_sparsity_mask_prepare(theirs, weight.shape)
