@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
-PAGES = ["teachers.md"]
+PAGES = ["pruning.md", "teachers.md"]
 
 
 def classifier(width, name):
@@ -24,6 +24,8 @@ def test_every_block_runs(page, tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     names = {"teacher": classifier(16, "teacher"), "student": classifier(4, "student"), "assistant": classifier(8, "assistant")}
     names |= {"x": rng.normal(size=(64, 4)).astype("float32"), "y": rng.integers(0, 3, size=64)}
+    names["model"] = classifier(16, "model")
+    names["model"].compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(), flags=re.DOTALL)
     assert blocks
     for block in blocks:
