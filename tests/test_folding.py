@@ -87,7 +87,34 @@ def _shared():
     return keras.Model(inputs, norm(conv(conv(inputs))))
 
 
-@pytest.mark.parametrize("make", [_Forked, _output_of_the_convolution, _shared, lambda: net(activation="relu")])
+def _read_by_another_model():
+    base = net()
+    head = keras.Model(base.input, base.get_layer("conv").output)
+    inputs = keras.Input((8, 8, 3))
+    return keras.Model(inputs, [base(inputs), head(inputs)])
+
+
+class _Around(layers.Layer):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def call(self, x):
+        return self.inner(x)
+
+
+def _read_inside_a_layer():
+    base = net()
+    inputs = keras.Input((8, 8, 3))
+    around = _Around(base.get_layer("conv"))
+    around.built = True
+    return keras.Model(inputs, [base(inputs), around(inputs)])
+
+
+@pytest.mark.parametrize(
+    "make",
+    [_Forked, _read_by_another_model, _read_inside_a_layer, _output_of_the_convolution, _shared, lambda: net(activation="relu")],
+)
 def test_where_the_convolution_has_another_reader_or_an_activation_it_stays_as_it_is(make):
     model = make()
     expected = tf.nest.flatten(model(X))

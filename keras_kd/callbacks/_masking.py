@@ -23,17 +23,21 @@ class Group:
         update: function of `(step, weights)` that returns whether the masks change at this step, and a function that makes them.
             None: they stay as they began.
         begin_step: the step before which nothing is masked; from then on, weights that are zero when a `fit` begins stay zero.
+        settled_step: the step from which on there are zeros if this pruned before: where there are none, the first masks are
+            made at once, and not at the schedule's next turn, if there is one. None: never.
     """
 
-    def __init__(self, kernels: list[Kernel], update: Update | None, begin_step: int) -> None:
+    def __init__(self, kernels: list[Kernel], update: Update | None, begin_step: int = 0, settled_step: int | None = None) -> None:
         self.kernels = kernels
         self.update = update
         self.begin_step = begin_step
+        self.settled_step = settled_step
         self.begun = False
         self._here = _Here()
 
-    def attach(self, model: keras.Model) -> None:
-        """Puts masks on the kernels for the training of `model`."""
+    def attach(self, model: keras.Model, fit: Any) -> None:
+        """Puts masks on the kernels for the training of `model`; `fit` is an object that stands for this call of `fit`."""
+        self.model = model
         self.optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
         self.strategy = model.distribute_strategy
         with self.strategy.scope():
@@ -46,12 +50,13 @@ class Group:
                 for kernel in self.kernels
             ]
         for index, kernel in enumerate(self.kernels):
-            MaskConstraint(self, index).link(kernel.variable)
+            MaskConstraint(self, index, fit).link(kernel.variable)
 
     def detach(self) -> None:
         """Takes the masks off: every weight has the constraint again that it had."""
         for kernel in self.kernels:
             unlink(kernel.variable, self)
+        self.model.train_function = None  # the masks are in it
 
     def begin(self) -> None:
         """Sets the first masks, once: by the schedule, or as the zeros of an earlier `fit` (or of one that was killed) say."""
@@ -62,7 +67,8 @@ class Group:
         weights = self._weights()
         turn, make = (False, None) if self.update is None else self.update(tf.constant(step, tf.int64), weights)
         with self.strategy.scope():
-            if make is not None and bool(turn):
+            overdue = self.settled_step is not None and step > self.settled_step and all(_is_dense(weight) for weight in weights)
+            if make is not None and (bool(turn) or overdue):
                 masks = make()
             elif step > self.begin_step or self.update is None:
                 masks = [tf.cast(tf.not_equal(weight, 0), weight.dtype) for weight in weights]
@@ -113,12 +119,13 @@ class Link:
     Args:
         owner: what takes it off again: see `unlink`.
         index: the weight's place among those of the owner.
+        fit: an object that stands for the call of `fit` that it is for: the `params` that Keras gives to all callbacks.
     """
 
     innermost = False  # whether it comes right after the weight's own constraint, whoever was there before
 
-    def __init__(self, owner: Any, index: int) -> None:
-        self.owner, self.index = owner, index
+    def __init__(self, owner: Any, index: int, fit: Any) -> None:
+        self.owner, self.index, self.fit = owner, index, fit
         self.former: Any = None
 
     def link(self, variable: Any) -> None:
@@ -169,6 +176,20 @@ def unlink(variable: Any, owner: Any) -> None:
         variable.constraint = constraint.former
     else:
         outer.former = constraint.former
+
+
+def clear_stale(model: keras.Model, fit: Any) -> None:
+    """Takes off what an earlier `fit` has left: Keras tells no callback when `fit` ends in an error."""
+    for variable in model.trainable_variables:
+        constraint = variable.constraint
+        while isinstance(constraint, Link):
+            if constraint.fit is not fit:
+                unlink(variable, constraint.owner)
+            constraint = constraint.former
+
+
+def _is_dense(weight: Any) -> bool:
+    return bool(tf.reduce_all(tf.not_equal(weight, 0)))
 
 
 def masking_groups(variable: Any) -> list[Group]:

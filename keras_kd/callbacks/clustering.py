@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from keras_kd import _tfmot
 from keras_kd.callbacks._kernels import Kernel, choose_kernels
-from keras_kd.callbacks._masking import Link, masking_groups, unlink
+from keras_kd.callbacks._masking import Link, clear_stale, masking_groups, unlink
 
 _INITS = ("kmeans_plus_plus", "linear", "density_based", "random")
 
@@ -87,8 +87,9 @@ class Clustering(keras.callbacks.Callback):
         """Puts the clusters on the weights."""
         for kernel in self._clustered:  # of a `fit` that ended in an error
             kernel.detach()
-        chosen = self._fitting(choose_kernels(getattr(self.model, "student", self.model), self.layers))
-        self._clustered = [_Clustered(kernel, self, self.model.distribute_strategy) for kernel in chosen]
+        student = getattr(self.model, "student", self.model)
+        clear_stale(student, self.params)
+        self._clustered = [_Clustered(kernel, self) for kernel in self._fitting(choose_kernels(student, self.layers))]
         self._begun = False
         self.model.make_train_function(force=True)  # Keras has traced one without the clusters already
 
@@ -117,7 +118,6 @@ class Clustering(keras.callbacks.Callback):
                 kernel.finish()
             kernel.detach()
         self._clustered = []
-        self.model.train_function = None
 
     def _fitting(self, kernels: list[Kernel]) -> list[Kernel]:
         small = [kernel for kernel in kernels if int(np.prod(kernel.variable.shape)) < self.number_of_clusters]
@@ -137,7 +137,7 @@ class Clustering(keras.callbacks.Callback):
 
         A kernel that has no more distinct values than that, because it is clustered already, keeps them.
         """
-        distinct = np.unique(weights)
+        distinct = np.unique(np.append(weights, 0) if self.preserve_sparsity else weights)
         if len(distinct) <= self.number_of_clusters:
             found = distinct
         else:
@@ -155,9 +155,10 @@ class Clustering(keras.callbacks.Callback):
 class _Clustered(Link):
     """A kernel in training, its hidden weights and its centroids."""
 
-    def __init__(self, kernel: Kernel, callback: Clustering, strategy: Any) -> None:
-        super().__init__(self, 0)
-        self.kernel, self.callback, self.strategy = kernel, callback, strategy
+    def __init__(self, kernel: Kernel, callback: Clustering) -> None:
+        super().__init__(self, 0, callback.params)
+        self.kernel, self.callback, self.model = kernel, callback, callback.model
+        self.strategy = strategy = self.model.distribute_strategy
         options = {"trainable": False, "aggregation": tf.VariableAggregation.ONLY_FIRST_REPLICA}
         variable = kernel.variable
         with strategy.scope():
@@ -184,6 +185,7 @@ class _Clustered(Link):
     def detach(self) -> None:
         """Gives the kernel the constraint back that it had."""
         unlink(self.kernel.variable, self)
+        self.model.train_function = None  # the clusters are in it
 
     def __call__(self, weight: Any) -> Any:
         """Returns the kernel's next clustered value, after a step of the optimizer."""
@@ -204,9 +206,10 @@ class _Clustered(Link):
 
     def _mean_update(self, update: Any, members: Any) -> Any:
         count = self.callback.number_of_clusters
-        flat = [tf.reshape(tensor, [-1]) for tensor in (update, tf.ones_like(update))]
+        wide = tf.cast(update, tf.float64 if update.dtype == tf.float64 else tf.float32)  # half precision cannot count so far
+        flat = [tf.reshape(tensor, [-1]) for tensor in (wide, tf.ones_like(wide))]
         sums, sizes = (tf.math.unsorted_segment_sum(one, tf.reshape(members, [-1]), count) for one in flat)
-        return tf.math.divide_no_nan(sums, sizes)
+        return tf.cast(tf.math.divide_no_nan(sums, sizes), update.dtype)
 
     def _nearest_values(self, weights: Any, centroids: Any, present: Any) -> Any:
         values = tf.gather(centroids, _nearest(weights, centroids))

@@ -12,7 +12,7 @@ import tensorflow as tf
 from keras_kd import schedules
 from keras_kd.callbacks import _masks
 from keras_kd.callbacks._kernels import Kernel, choose_kernels
-from keras_kd.callbacks._masking import Group
+from keras_kd.callbacks._masking import Group, clear_stale
 
 
 class KeepSparsity(keras.callbacks.Callback):
@@ -51,15 +51,17 @@ class KeepSparsity(keras.callbacks.Callback):
 
     def make_groups(self, model: keras.Model) -> list[Group]:
         """Hook: what is masked in `model`."""
-        return [Group(choose_kernels(model, self.layers), None, 0)]
+        return [Group(choose_kernels(model, self.layers), None)]
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Puts masks on the weights."""
         for group in self._groups:  # of a `fit` that ended in an error
             group.detach()
-        self._groups = self.make_groups(getattr(self.model, "student", self.model))
+        student = getattr(self.model, "student", self.model)
+        clear_stale(student, self.params)
+        self._groups = self.make_groups(student)
         for group in self._groups:
-            group.attach(self.model)
+            group.attach(self.model, self.params)
         self._begun = False
         self.model.make_train_function(force=True)  # Keras has traced one without the masks already
 
@@ -69,19 +71,27 @@ class KeepSparsity(keras.callbacks.Callback):
         for group in self._groups:
             group.begin()
 
+    def on_test_begin(self, logs: Any = None) -> None:
+        """Lets validation see the zeros, also where averaged weights were put in for it, or a kernel has had no gradient."""
+        self._apply()
+
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Puts the sparsity into the logs."""
+        self._apply()
         if logs is not None:
             logs.update(self.sparsities())
 
     def on_train_end(self, logs: Any = None) -> None:
         """Zeroes a last time, since Keras may have put averaged weights in, and leaves no trace on the model."""
+        self._apply()
         for group in self._groups:
-            if self._begun:
-                group.apply()
             group.detach()
         self._groups = []
-        self.model.train_function = None
+
+    def _apply(self) -> None:
+        for group in self._groups:
+            if group.begun:
+                group.apply()
 
     def sparsities(self) -> dict[str, float]:
         """The share of zeros in all chosen kernels, and in each layer's."""
@@ -105,9 +115,11 @@ class Pruning(KeepSparsity):
 
     For equal weights and step the masks are those of TF-MOT. The zeros are exact after every optimizer step, with momentum,
     weight decay, `use_ema`, `steps_per_execution`, `jit_compile`, gradient accumulation and loss scaling, and a constraint that a
-    layer has of its own still holds. The schedule counts optimizer steps (`optimizer.iterations`), so it goes on from one `fit` to
-    the next and after `BackupAndRestore`. After `fit` the model carries no trace; `KeepSparsity` keeps the zeros in a later one.
-    On a `Distiller` it works on the student. The logs have `sparsity` and `<layer>_sparsity`.
+    layer has of its own still holds; a kernel that gets no gradient is masked at the end of each epoch. The schedule counts
+    optimizer steps (`optimizer.iterations`), so it goes on from one `fit` to the next and after `BackupAndRestore`; a dense model
+    that is past its end, or past the beginning of a constant sparsity, is pruned in the first step. After `fit` the model carries
+    no trace; `KeepSparsity` keeps the zeros in a later one. On a `Distiller` it works on the student. The logs have `sparsity` and
+    `<layer>_sparsity`. Put it after callbacks that assign weights, such as `EarlyStopping(restore_best_weights=True)`.
 
     Args:
         pruning_schedule: `keras_kd.schedules.PolynomialDecay`, `ConstantSparsity` (both TF-MOT's) or `Threshold`; a number in
@@ -174,11 +186,15 @@ class Pruning(KeepSparsity):
             self.sparsity_m_by_n = _pair_of_whole_numbers("sparsity_m_by_n", sparsity_m_by_n)
             if self.sparsity_m_by_n[0] >= self.sparsity_m_by_n[1]:
                 raise ValueError(f"`sparsity_m_by_n` must be (m, n) with m < n. Received: sparsity_m_by_n={sparsity_m_by_n!r}.")
-            if scope == "global" or self.block_size != (1, 1) or isinstance(pruning_schedule, schedules.Threshold):
+            if scope == "global" or self.block_size != (1, 1) or self._has_threshold():
                 raise ValueError(
                     "`sparsity_m_by_n` fixes the pattern in each group of weights; it goes with neither scope='global', blocks nor "
                     f"a Threshold. Received: scope={scope!r}, block_size={block_size!r}, pruning_schedule={pruning_schedule!r}."
                 )
+
+    def _has_threshold(self) -> bool:
+        given = self.pruning_schedule
+        return any(isinstance(one, schedules.Threshold) for one in (given.values() if isinstance(given, dict) else [given]))
 
     def make_groups(self, model: keras.Model) -> list[Group]:
         """Hook: what is masked in `model`, by which schedule."""
@@ -191,7 +207,10 @@ class Pruning(KeepSparsity):
             ]
             taken |= {id(kernel.variable) for kernel in kernels}
             if kernels:
-                groups.append(Group(kernels, self._update_by(schedule), getattr(schedule, "begin_step", 0)))
+                begin = getattr(schedule, "begin_step", 0)
+                grows = not isinstance(schedule, schedules.Threshold | schedules.ConstantSparsity)
+                settled = getattr(schedule, "end_step", None) if grows else begin
+                groups.append(Group(kernels, self._update_by(schedule), begin, settled))
         return groups
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:

@@ -5,6 +5,7 @@ and a bias, which TensorFlow computes together with the activation that follows.
 pass and never written.
 """
 
+import collections
 import contextlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -25,16 +26,26 @@ class Pair(NamedTuple):
 
 def find_pairs(model: keras.Model) -> list[Pair]:
     """Finds what can be folded in Functional and Sequential models, nested ones too; where code decides, nothing is touched."""
+    owners: collections.Counter[int] = collections.Counter()
+    found = list(_pairs_of(model, owners))
+    # A layer that stands in a second model or inside a custom layer too has readers that this graph does not show.
+    return [pair for pair in found if owners[id(pair.convolution)] == owners[id(pair.norm)] == 1]
+
+
+def _pairs_of(model: keras.Model, owners: Any) -> Iterator[Pair]:
+    """Pairs by the graph of each model alone; counts how many models and layers own each layer."""
     if not type(model).call.__module__.startswith("keras.") or not getattr(model, "outputs", None):
-        return []
+        owners.update(id(layer) for layer in model._flatten_layers(include_self=False))
+        return
     given = {id(output) for output in model.outputs}
-    found = []
     for layer in model.layers:
+        owners[id(layer)] += 1
         if isinstance(layer, keras.Model):
-            found += find_pairs(layer)
-        elif type(layer) in (layers.Conv2D, layers.DepthwiseConv2D) and (norm := _only_reader(layer, given)) is not None:
-            found.append(Pair(layer, norm))
-    return found
+            yield from _pairs_of(layer, owners)
+            continue
+        owners.update(id(inner) for inner in layer._flatten_layers(include_self=False))
+        if type(layer) in (layers.Conv2D, layers.DepthwiseConv2D) and (norm := _only_reader(layer, given)) is not None:
+            yield Pair(layer, norm)
 
 
 def _only_reader(layer: Any, given: set[int]) -> Any:

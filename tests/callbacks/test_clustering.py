@@ -166,3 +166,21 @@ def test_more_clusters_than_weights_are_an_error_or_leave_the_kernel_alone():
     with pytest.warns(UserWarning, match=r"number_of_clusters=50 for .*shape \(16, 3\).*stay as they are"):
         model.fit(X, Y, verbose=0, callbacks=[callbacks.Clustering(50)])
     assert distinct(model.layers[1].kernel) == 48
+
+
+def test_zero_is_one_of_the_values_of_a_kernel_that_was_clustered_without():
+    weights = np.repeat(np.array([1.0, 2.0, 3.0, 4.0], "float32"), 5)
+    found = callbacks.Clustering(4, preserve_sparsity=True, cluster_centroids_init="linear").first_centroids(weights)
+    assert len(found) == 4
+    assert 0 in found
+
+
+def test_half_precision_counts_large_clusters():
+    kernel = layers.Dense(1000, use_bias=False, dtype="bfloat16")
+    model = keras.Sequential([keras.Input((10,)), kernel])
+    model.compile(keras.optimizers.SGD(0.0), "mse")
+    model.fit(np.ones((4, 10)), np.ones((4, 1000)), verbose=0, callbacks=[callbacks.Clustering(2, cluster_centroids_init="linear")])
+    clustered = clustering._Clustered.__new__(clustering._Clustered)
+    clustered.callback = callbacks.Clustering(2)
+    mean = clustered._mean_update(tf.ones((10000,), tf.bfloat16), tf.zeros((10000,), tf.int32))
+    np.testing.assert_array_equal(tf.cast(mean, tf.float32), [1.0, 0.0])

@@ -409,3 +409,67 @@ def test_a_schedule_that_cannot_reach_its_end_is_said_with_the_arithmetic():
         UserWarning, match=r"ends at optimizer step 100, and this fit at step 16 \(0 done \+ 2 epochs of 8 batches\)"
     ):
         model.fit(X, Y, batch_size=4, epochs=2, verbose=0, callbacks=[callbacks.Pruning(polynomial(end=100))])
+
+
+# What a review found
+
+
+class _Break(keras.callbacks.Callback):
+    def on_epoch_end(self, epoch, logs=None):
+        raise KilledError
+
+
+@pytest.mark.parametrize("later", [lambda: callbacks.Pruning(0.25), lambda: callbacks.KeepSparsity(layers=layers.Dense)])
+def test_masks_of_a_fit_that_ended_in_an_error_do_not_reach_into_a_later_one(later):
+    model = net()
+    model.compile(keras.optimizers.SGD(0.0), LOSS)
+    with pytest.raises(KilledError):
+        model.fit(X, Y, verbose=0, callbacks=[callbacks.Pruning(0.9), _Break()])
+    for layer in model.layers:
+        layer.kernel.assign(keras.ops.ones(layer.kernel.shape) + keras.ops.arange(layer.kernel.shape[1], dtype="float32"))
+    model.compile(keras.optimizers.SGD(0.0), LOSS)
+    callback = later()
+    model.fit(X, Y, verbose=0, callbacks=[callback])
+    assert zeros(model.layers[0].kernel) == (0.25 if isinstance(callback, callbacks.Pruning) else 0)
+    assert model.layers[0].kernel.constraint is None
+
+
+@pytest.mark.parametrize(
+    "schedule", [lambda: polynomial(), lambda: 0.75, lambda: schedules.Threshold(0.2, begin_step=3, frequency=50)]
+)
+def test_a_dense_model_that_is_past_the_schedule_is_pruned_at_once(schedule):
+    model, watch = net(), Watch()
+    model.compile("sgd", LOSS)
+    model.fit(X, Y, batch_size=4, epochs=3, verbose=0)  # 24 steps
+    model.fit(X, Y, batch_size=4, verbose=0, callbacks=[callbacks.Pruning(schedule()), watch])
+    assert min(watch.seen) > 0.1
+    assert isinstance(schedule(), schedules.Threshold) or watch.seen == [0.75] * 8
+
+
+def test_a_kernel_without_a_gradient_is_sparse_at_the_end_of_each_epoch():
+    inputs = keras.Input((4,))
+    used, unused = layers.Dense(3, name="used"), layers.Dense(8, name="unused")
+    model = keras.Model(inputs, {"used": used(inputs), "unused": unused(inputs)})
+    model.compile("adam", {"used": LOSS})
+    pruning = callbacks.Pruning(schedules.PolynomialDecay(0.0, 0.5, begin_step=0, end_step=4, frequency=1))
+    with pytest.warns(UserWarning, match="Gradients do not exist"):
+        history = model.fit(X, {"used": Y}, batch_size=8, epochs=2, verbose=0, callbacks=[pruning]).history
+    assert history["unused_sparsity"] == history["used_sparsity"] == [0.5, 0.5]
+
+
+def test_validation_with_averaged_weights_sees_the_zeros():
+    model, seen = net(), []
+
+    class Look(keras.callbacks.Callback):
+        def on_test_begin(self, logs=None):
+            seen.append(zeros(model.layers[0].kernel))
+
+    model.compile(keras.optimizers.Adam(0.05, use_ema=True), LOSS)
+    swap = keras.callbacks.SwapEMAWeights()
+    model.fit(X, Y, validation_data=(X, Y), epochs=2, verbose=0, callbacks=[swap, callbacks.Pruning(0.5), Look()])
+    assert seen == [0.5, 0.5]
+
+
+def test_a_threshold_in_a_dict_is_no_pattern_either():
+    with pytest.raises(ValueError, match="goes with neither"):
+        callbacks.Pruning({layers.Dense: schedules.Threshold(0.1)}, sparsity_m_by_n=(2, 4))
