@@ -25,7 +25,11 @@ class Pair(NamedTuple):
 
 
 def find_pairs(model: keras.Model) -> list[Pair]:
-    """Finds what can be folded in Functional and Sequential models, nested ones too; where code decides, nothing is touched."""
+    """Finds what can be folded in Functional and Sequential models, nested ones too; where code decides, nothing is touched.
+
+    A Sequential model that grew by `add` has nodes of its earlier graphs on its layers, which look like other readers: nothing of
+    it is folded.
+    """
     owners: collections.Counter[int] = collections.Counter()
     found = list(_pairs_of(model, owners))
     # A layer that stands in a second model or inside a custom layer too has readers that this graph does not show.
