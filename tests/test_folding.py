@@ -67,6 +67,17 @@ def test_nested_models_are_folded_too_and_the_model_keeps_no_trace():
     assert {layer.name: sorted(vars(layer)) for layer in inner.layers} == before
 
 
+def test_a_sequential_model_that_grew_by_add_is_folded():
+    model = keras.Sequential()
+    model.add(keras.Input((8, 8, 3)))
+    for layer in (layers.Conv2D(4, 3), layers.BatchNormalization(), layers.ReLU(), layers.DepthwiseConv2D(3)):
+        model.add(layer)
+    model.add(layers.BatchNormalization(name="last"))
+    stirred(model)
+    assert [pair.norm.name for pair in find_pairs(model)] == [model.layers[1].name, "last"]
+    np.testing.assert_allclose(FrozenTeacher(model)(tf.constant(X))[0], model(X), rtol=1e-12, atol=1e-12)
+
+
 class _Forked(keras.Model):
     def __init__(self):
         super().__init__()

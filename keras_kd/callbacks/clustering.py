@@ -164,6 +164,7 @@ class _Clustered(Link):
         with strategy.scope():
             self.hidden = tf.Variable(tf.zeros(variable.shape, variable.dtype), **options)
             self.before = tf.Variable(tf.zeros(variable.shape, variable.dtype), **options)  # the kernel of the step before
+            self.members = tf.Variable(tf.zeros(variable.shape, tf.int64), **options)  # of each hidden weight, the centroid
             self.centroids = tf.Variable(tf.zeros((callback.number_of_clusters,), variable.dtype), **options)
         self.link(variable)
 
@@ -173,6 +174,7 @@ class _Clustered(Link):
         with self.strategy.scope():
             self.centroids.assign(self.callback.first_centroids(weights))
             self.hidden.assign(weights)
+            self.members.assign(_nearest(tf.convert_to_tensor(self.hidden), tf.convert_to_tensor(self.centroids)))
             self.finish()
             self.before.assign(keras.ops.convert_to_tensor(self.kernel.variable))
 
@@ -180,7 +182,8 @@ class _Clustered(Link):
         """Gives every weight of the kernel the nearest value."""
         with self.strategy.scope():
             weights = keras.ops.convert_to_tensor(self.kernel.variable)
-            self.kernel.variable.assign(self._nearest_values(weights, tf.convert_to_tensor(self.centroids), weights))
+            centroids = tf.convert_to_tensor(self.centroids)
+            self.kernel.variable.assign(self._values(centroids, _nearest(weights, centroids), weights))
 
     def detach(self) -> None:
         """Gives the kernel the constraint back that it had."""
@@ -192,13 +195,14 @@ class _Clustered(Link):
         stepped = self.value(weight)
         centroids, hidden = tf.convert_to_tensor(self.centroids), tf.convert_to_tensor(self.hidden)
         update = stepped - tf.convert_to_tensor(self.before)
-        members = _nearest(hidden, centroids)
         hidden = hidden + update
-        moved = centroids + self._mean_update(update, members)
+        moved = centroids + self._mean_update(update, tf.convert_to_tensor(self.members))
         if self.callback.preserve_sparsity:
             moved = tf.where(centroids == 0, tf.zeros_like(moved), moved)
         moved = tf.sort(moved)
-        clustered = self._nearest_values(hidden, moved, stepped)
+        members = _nearest(hidden, moved)
+        clustered = self._values(moved, members, stepped)
+        self.members.assign(members)
         self.hidden.assign(hidden)
         self.centroids.assign(moved)
         self.before.assign(clustered)
@@ -211,12 +215,13 @@ class _Clustered(Link):
         sums, sizes = (tf.math.unsorted_segment_sum(one, tf.reshape(members, [-1]), count) for one in flat)
         return tf.cast(tf.math.divide_no_nan(sums, sizes), update.dtype)
 
-    def _nearest_values(self, weights: Any, centroids: Any, present: Any) -> Any:
-        values = tf.gather(centroids, _nearest(weights, centroids))
+    def _values(self, centroids: Any, members: Any, present: Any) -> Any:
+        values = tf.gather(centroids, members)
         return tf.where(present == 0, tf.zeros_like(values), values) if self.callback.preserve_sparsity else values
 
 
 def _nearest(weights: Any, centroids: Any) -> Any:
     """Index of the nearest of the sorted centroids, the lower one at equal distance."""
     middles = (centroids[1:] + centroids[:-1]) / 2
-    return tf.reshape(tf.searchsorted(middles, tf.reshape(weights, [-1]), side="left"), tf.shape(weights))
+    found = tf.searchsorted(middles, tf.reshape(weights, [-1]), side="left", out_type=tf.int64)
+    return tf.reshape(found, tf.shape(weights))

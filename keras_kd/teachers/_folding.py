@@ -25,11 +25,7 @@ class Pair(NamedTuple):
 
 
 def find_pairs(model: keras.Model) -> list[Pair]:
-    """Finds what can be folded in Functional and Sequential models, nested ones too; where code decides, nothing is touched.
-
-    A Sequential model that grew by `add` has nodes of its earlier graphs on its layers, which look like other readers: nothing of
-    it is folded.
-    """
+    """Finds what can be folded in Functional and Sequential models, nested ones too; where code decides, nothing is touched."""
     owners: collections.Counter[int] = collections.Counter()
     found = list(_pairs_of(model, owners))
     # A layer that stands in a second model or inside a custom layer too has readers that this graph does not show.
@@ -41,27 +37,30 @@ def _pairs_of(model: keras.Model, owners: Any) -> Iterator[Pair]:
     if not type(model).call.__module__.startswith("keras.") or not getattr(model, "outputs", None):
         owners.update(id(layer) for layer in model._flatten_layers(include_self=False))
         return
-    given = {id(output) for output in model.outputs}
+    graph = getattr(model, "_functional", None) or model  # of a Sequential model
+    nodes = [node for level in graph._nodes_by_depth.values() for node in level]  # layers bear nodes of other graphs, too
+    given = {id(output) for output in graph.outputs}
     for layer in model.layers:
         owners[id(layer)] += 1
         if isinstance(layer, keras.Model):
             yield from _pairs_of(layer, owners)
             continue
         owners.update(id(inner) for inner in layer._flatten_layers(include_self=False))
-        if type(layer) in (layers.Conv2D, layers.DepthwiseConv2D) and (norm := _only_reader(layer, given)) is not None:
+        if type(layer) in (layers.Conv2D, layers.DepthwiseConv2D) and (norm := _only_reader(layer, nodes, given)) is not None:
             yield Pair(layer, norm)
 
 
-def _only_reader(layer: Any, given: set[int]) -> Any:
-    """The batch normalisation that alone reads a linear convolution, or None; `given` are the ids of the model's outputs."""
-    readers = layer._outbound_nodes
-    if len(layer._inbound_nodes) != 1 or len(readers) != 1 or id(layer.output) in given:
+def _only_reader(layer: Any, nodes: list[Any], given: set[int]) -> Any:
+    """The batch normalisation that alone reads a linear convolution in a graph of these nodes and ids of outputs, or None."""
+    calls = [node for node in nodes if node.operation is layer]
+    if len(calls) != 1 or id(calls[0].outputs[0]) in given:
         return None
-    norm = readers[0].operation
+    readers = [node for node in nodes if any(parent is calls[0] for parent in node.parent_nodes)]
+    norm = readers[0].operation if len(readers) == 1 else None
     fits = (
         type(norm) is layers.BatchNormalization
-        and len(norm._inbound_nodes) == 1
-        and norm.axis in (-1, len(norm.output.shape) - 1)
+        and sum(node.operation is norm for node in nodes) == 1
+        and norm.axis in (-1, len(calls[0].outputs[0].shape) - 1)
         and layer.data_format == "channels_last"
         and layer.activation in (None, keras.activations.linear)
         and all(one.compute_dtype == one.variable_dtype and one.quantization_mode is None for one in (layer, norm))

@@ -1,5 +1,8 @@
 """Clustering: few distinct values after every step, TF-MOT's gradients, zeros that stay, no trace afterwards."""
 
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -184,3 +187,39 @@ def test_half_precision_counts_large_clusters():
     clustered.callback = callbacks.Clustering(2)
     mean = clustered._mean_update(tf.ones((10000,), tf.bfloat16), tf.zeros((10000,), tf.int32))
     np.testing.assert_array_equal(tf.cast(mean, tf.float32), [1.0, 0.0])
+
+
+def test_a_step_holds_nothing_larger_than_the_kernel():
+    kernel = layers.Dense(300, use_bias=False)
+    model = keras.Sequential([keras.Input((200,)), kernel])
+    model.compile("sgd", "mse")
+    sizes = []
+
+    class Look(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            step = tf.function(kernel.kernel.constraint).get_concrete_function(tf.zeros((200, 300)))
+            outputs = [output.shape for op in step.graph.get_operations() for output in op.outputs]
+            sizes.extend(int(np.prod(shape)) for shape in outputs if shape.is_fully_defined())
+
+    x, y = np.ones((8, 200), "float32"), np.ones((8, 300), "float32")
+    model.fit(x, y, verbose=0, callbacks=[callbacks.Clustering(64, cluster_centroids_init="linear"), Look()])
+    assert max(sizes) == 200 * 300  # TF-MOT's holds 64 times that
+
+
+def test_memory_of_a_whole_fit_does_not_grow_with_the_clusters():
+    script = """
+import resource, sys
+import keras, numpy as np, keras_kd
+model = keras.Sequential([keras.Input((1000,)), keras.layers.Dense(1000, use_bias=False)])
+model.compile("sgd", "mse", jit_compile=False)
+x, y = np.ones((8, 1000), "float32"), np.ones((8, 1000), "float32")
+model.fit(x, y, verbose=0, callbacks=[keras_kd.callbacks.Clustering(2, cluster_centroids_init=sys.argv[1])])
+model.layers[0].kernel.assign(np.random.default_rng(0).normal(size=(1000, 1000)))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+model.fit(x, y, verbose=0, callbacks=[keras_kd.callbacks.Clustering(128, cluster_centroids_init=sys.argv[1])])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    unit = 1 if sys.platform == "darwin" else 1024
+    for init in ("kmeans_plus_plus", "linear"):
+        done = subprocess.run([sys.executable, "-c", script, init], capture_output=True, text=True, check=True)
+        assert int(done.stdout.split()[-1]) * unit < 0.25 * 4 * 1000 * 1000 * 128  # a quarter of weights x clusters

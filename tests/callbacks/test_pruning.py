@@ -1,6 +1,7 @@
 """Pruning: TF-MOT's masks, zeros after every step however it runs, no trace afterwards, errors that help."""
 
 import shutil
+import warnings
 
 import keras
 import numpy as np
@@ -135,7 +136,10 @@ def test_global_scope_ranks_all_weights_together():
         ({}, {"run_eagerly": True}),
         ({}, {"jit_compile": True}),
         ({}, {"steps_per_execution": 4}),
+        ({}, {"steps_per_execution": 16}),
+        ({"weight_decay": 0.1}, {"steps_per_execution": 16, "jit_compile": True}),
         ({"use_ema": True, "ema_momentum": 0.9}, {}),
+        ({"use_ema": True, "ema_momentum": 0.9}, {"steps_per_execution": 16}),
         ({"use_ema": True, "ema_overwrite_frequency": 3}, {}),
         ({"weight_decay": 0.1}, {}),
         ({"gradient_accumulation_steps": 2}, {}),
@@ -156,6 +160,47 @@ def test_zeros_are_exact_after_every_step_and_after_fit(optimizer, options):
     assert [zeros(layer.kernel) for layer in model.layers] == [0.75, 0.75]
     assert history.history["sparsity"][-1] == history.history["dense_sparsity" if "dense_sparsity" in history.history else
         next(name for name in history.history if name.endswith("_sparsity"))][-1] == 0.75  # fmt: skip
+
+
+def test_momentum_does_not_bring_zeros_back():
+    model, watch = net(), Watch()
+    model.compile(keras.optimizers.SGD(0.05, momentum=0.9, nesterov=True), LOSS)
+    model.fit(X, Y, batch_size=4, epochs=2, verbose=0, callbacks=[callbacks.Pruning(0.5), watch])
+    assert watch.seen == [0.5] * 16
+
+
+def test_a_fit_that_begins_at_a_later_epoch_goes_on_in_the_schedule():
+    whole, parts = net(), net()
+    parts.set_weights(whole.get_weights())
+    for model, ends in ((whole, (4,)), (parts, (2, 4))):
+        model.compile(keras.optimizers.SGD(0.05, momentum=0.9), LOSS)
+        begin = 0
+        for end in ends:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "The pruning schedule ends")  # it does so in the second part
+                pruning = callbacks.Pruning(polynomial(end=14))
+                options = {"initial_epoch": begin, "epochs": end, "shuffle": False, "verbose": 0}
+                model.fit(X, Y, batch_size=8, callbacks=[pruning], **options)
+            begin = end
+    assert zeros(whole.layers[0].kernel) == 0.75
+    np.testing.assert_allclose(parts.layers[0].kernel, whole.layers[0].kernel, atol=1e-6)
+
+
+def test_a_loop_of_ones_own_prunes_through_keras_callback_list():
+    model = net()
+    model.compile(keras.optimizers.AdamW(0.05), LOSS)
+    listed = keras.callbacks.CallbackList([callbacks.Pruning(polynomial())], model=model)
+    listed.on_train_begin()
+    seen = []
+    for step in range(9):
+        listed.on_train_batch_begin(step)
+        model.train_on_batch(X, Y)
+        listed.on_train_batch_end(step)
+        seen.append(zeros(model.layers[0].kernel))
+    listed.on_train_end()
+    assert seen[0] == 0
+    assert seen[7:] == [0.75, 0.75]
+    assert model.layers[0].kernel.constraint is None
 
 
 def test_mixed_precision_with_loss_scaling_keeps_the_zeros():
