@@ -4,7 +4,7 @@
 from keras_kd import _backend  # noqa: F401  # first: says clearly when the backend is not TensorFlow
 
 # isort: on
-from keras_kd import callbacks, export, layers, losses, metrics, profile, regularizers, report, schedules, teachers
+from keras_kd import callbacks, export, layers, losses, metrics, profile, quantized, regularizers, report, schedules, teachers
 from keras_kd._tunable import Tunable
 from keras_kd._version import __version__
 from keras_kd.distiller import Distiller
@@ -23,6 +23,7 @@ __all__ = [
     "losses",
     "metrics",
     "profile",
+    "quantized",
     "record_teacher",
     "regularizers",
     "report",

@@ -80,25 +80,34 @@ def shapes(model: keras.Model, names: Iterable[str], *, role: str = "model") -> 
     Raises:
         ValueError: as `record` does.
     """
+    specs = input_specs(model)
+    if specs is None:
+        return None
+    try:
+        return _traced_shapes(model, names, role, specs)
+    except Exception:
+        if getattr(model, "inputs", None):
+            raise
+        return None  # a subclassed model: whole numbers for an embedding, say; the first step will show
+
+
+def input_specs(model: keras.Model) -> Any:
+    """Shapes and types of a built model's inputs, nested as it takes them.
+
+    Returns:
+        `tf.TensorSpec`s, or None where they are not known: a single float input of a subclassed model is known from how it was
+        built.
+    """
     inputs = getattr(model, "inputs", None) or None
     if inputs is not None:  # a Sequential model has no `input` before it is called
         inputs = getattr(model, "input", inputs[0] if len(inputs) == 1 else None)
-    if inputs is None:
-        return _shapes_as_built(model, names, role)
-    if any(getattr(tensor, "sparse", False) for tensor in keras.tree.flatten(inputs)):
-        return None
-    return _traced_shapes(model, names, role, keras.tree.map_structure(lambda t: tf.TensorSpec(t.shape, t.dtype), inputs))
-
-
-def _shapes_as_built(model: keras.Model, names: Iterable[str], role: str) -> tuple[Any, dict[str, Any]] | None:
-    """Shapes of a subclassed model for the input shape that Keras remembers."""
+    if inputs is not None:
+        sparse = any(getattr(tensor, "sparse", False) for tensor in keras.tree.flatten(inputs))
+        return None if sparse else keras.tree.map_structure(lambda t: tf.TensorSpec(t.shape, t.dtype), inputs)
     known = list((getattr(model, "_build_shapes_dict", None) or {}).values())
     if len(known) != 1 or not isinstance(known[0], (list, tuple)) or not all(isinstance(n, int | None) for n in known[0]):
         return None
-    try:
-        return _traced_shapes(model, names, role, tf.TensorSpec((None, *known[0][1:]), model.compute_dtype))
-    except Exception:  # whole numbers for an embedding, say: the first step will show
-        return None
+    return tf.TensorSpec((None, *known[0][1:]), model.compute_dtype)
 
 
 def _traced_shapes(model: keras.Model, names: Iterable[str], role: str, inputs: Any) -> tuple[Any, dict[str, Any]]:

@@ -16,7 +16,7 @@ MODULES = sorted(ROOT.rglob("*.py"))
 FLOORS = [
     {"_version", "_backend", "_tunable", "_progress"},
     {"_outputs", "_taps", "_tfmot", "schedules"},
-    {"layers", "losses", "metrics", "regularizers"},
+    {"layers", "losses", "metrics", "regularizers", "quantized"},
     {"_terms", "teachers", "recording", "callbacks"},
     {"_finite", "_distribute", "_logs", "distiller", "mutual", "export"},
     {"profile", "report"},

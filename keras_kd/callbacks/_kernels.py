@@ -18,7 +18,7 @@ class Kernel(NamedTuple):
     Args:
         path: path of the layer inside the model, such as `"backbone/conv1"`.
         layer: the layer.
-        variable: its Keras variable.
+        variable: its Keras variable; None where only the layer matters.
     """
 
     path: str
@@ -67,7 +67,7 @@ def choose_kernels(model: keras.Model, layers: Any) -> list[Kernel]:
         return kernels
     chosen: set[int] = set()
     for choice in layers if isinstance(layers, (list, tuple, set)) else [layers]:
-        test = _test(choice)
+        test = matcher(choice)
         matches = {id(kernel.variable) for kernel in kernels if test(kernel)}
         if not matches:
             raise ValueError(
@@ -78,7 +78,8 @@ def choose_kernels(model: keras.Model, layers: Any) -> list[Kernel]:
     return [kernel for kernel in kernels if id(kernel.variable) in chosen]
 
 
-def _test(choice: Any) -> Callable[[Kernel], bool]:
+def matcher(choice: Any) -> Callable[[Kernel], bool]:
+    """A function that says whether a choice, one of those that `layers=` may hold, takes a kernel."""
     if isinstance(choice, str):
         return lambda kernel: f"/{kernel.path}/".find(f"/{choice}/") >= 0
     if inspect.isclass(choice):

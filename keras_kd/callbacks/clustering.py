@@ -220,6 +220,16 @@ class _Clustered(Link):
         return tf.where(present == 0, tf.zeros_like(values), values) if self.callback.preserve_sparsity else values
 
 
+def is_clustered(variable: Any) -> bool:
+    """Whether a callback is clustering this weight."""
+    constraint = variable.constraint
+    while isinstance(constraint, Link):
+        if isinstance(constraint, _Clustered):
+            return True
+        constraint = constraint.former
+    return False
+
+
 def _nearest(weights: Any, centroids: Any) -> Any:
     """Index of the nearest of the sorted centroids, the lower one at equal distance."""
     middles = (centroids[1:] + centroids[:-1]) / 2

@@ -1,0 +1,341 @@
+"""How does a model learn to live with integers? Quantization-aware training as a plain callback, on TF-MOT's fake quantisation."""
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_kd import _taps
+from keras_kd.callbacks._kernels import Kernel, find_kernels, matcher
+from keras_kd.callbacks.clustering import is_clustered
+from keras_kd.quantized import _kinds, _quantizers
+from keras_kd.quantized import model as quantized_models
+from keras_kd.quantized._plan import find_leaves, make_plan
+from keras_kd.quantized._rounding import Ranges, Rounding
+
+_FLOAT, _ROUNDED, _FROZEN = "float", "rounded", "frozen"
+
+
+class Quantization(keras.callbacks.Callback):
+    """Quantization-aware training inside `fit`: on any Keras 3 model, with nothing to wrap and nothing to strip.
+
+    ```
+    w' = round(w / s) s,  s = max|w| / (2^(bits - 1) - 1)           kernels
+    x' = (clip(round(x / s) + z, 0, 2^bits - 1) - z) s              activations, s and z from the range [low, high]
+    low <- low + (1 - momentum) (min(x, 0) - low),  high likewise   at each step; the first steps are plain means
+    ```
+
+    Gradients pass the rounding as if it were not there. Kernels of convolutions have a range for each output channel, others one
+    (the converter's rule). Rounded are the inputs and outputs of layers with kernels, and of what stands between them, except
+    where the converter computes layers as one: nothing between a convolution, its batch normalisation and its ReLU. Layers that
+    integers cannot compute stay in float; one warning names them.
+
+    Training, and validation inside it, compute with rounding; `model(x)` is the plain model at any time, and nothing of the
+    callback is left on it after `fit`. `quantized_model()` gives a model that computes what training saw. On a `Distiller` it works
+    on the student. Zeros of `Pruning` and `KeepSparsity` stay zeros; beside `Clustering` the channels of a kernel share one range,
+    so that its values stay few.
+
+    Args:
+        num_bits: bits of the kernels, 2 to 16; or a dict of bits by choice of layers, in place of `layers`. LiteRT files have 8,
+            or 4.
+        layers: which layers with kernels: None for all; a name or path, a layer class, a function of a layer, or a list of these.
+        activation_bits: bits of the activations, 2 to 16; None rounds kernels alone.
+        calibration_data: inputs that ranges are measured on before the first step: an array, or arrays nested as the model takes
+            them, or an iterable of batches (a `tf.data.Dataset`; of tuples the first entry counts). None: the ranges begin as
+            those of the first batch that is trained on.
+        start_step: the optimizer step from which on it rounds; training is plain before.
+        freeze_step: the optimizer step from which on ranges and the statistics of batch normalisation stay what they are.
+        momentum: of the ranges, in [0, 1).
+
+    Raises:
+        TypeError: for choices or data of another kind.
+        ValueError: for an argument out of its range; in `fit`, for layers that match nothing, a model without layers that can be
+            rounded or of unknown input shapes, or calibration data that is empty, not finite or of another shape.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((10,)), keras.layers.Dense(10, activation="relu"), keras.layers.Dense(1)])
+    >>> model.compile("adam", "mse")
+    >>> quantization = keras_kd.callbacks.Quantization()
+    >>> history = model.fit(np.ones((32, 10)), np.ones((32, 1)), epochs=2, callbacks=[quantization], verbose=0)
+    >>> report = keras_kd.export.to_litert(quantization.quantized_model(), tmp_path / "model.tflite")
+
+    Reference:
+        Jacob et al.: Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference, 2018.
+    """
+
+    def __init__(
+        self,
+        num_bits: Any = 8,
+        *,
+        layers: Any = None,
+        activation_bits: int | None = 8,
+        calibration_data: Any = None,
+        start_step: int = 0,
+        freeze_step: int | None = None,
+        momentum: float = 0.99,
+    ) -> None:
+        super().__init__()
+        if isinstance(num_bits, dict) and (layers is not None or not num_bits):
+            raise ValueError(
+                "A dict of bits chooses the layers itself and holds at least one. Received: "
+                f"num_bits={num_bits!r}, layers={layers!r}."
+            )
+        for bits in num_bits.values() if isinstance(num_bits, dict) else [num_bits]:
+            _check_bits("num_bits", bits)
+        if activation_bits is not None:
+            _check_bits("activation_bits", activation_bits)
+        for name, step in (("start_step", start_step), ("freeze_step", freeze_step)):
+            if step is not None and (isinstance(step, bool) or not isinstance(step, int) or step < 0):
+                raise ValueError(f"`{name}` must be a whole number of steps, 0 or more. Received: {name}={step!r}.")
+        if freeze_step is not None and freeze_step < start_step:
+            raise ValueError(
+                f"`freeze_step` must not come before `start_step`. Received: start_step={start_step}, freeze_step={freeze_step}."
+            )
+        if not 0 <= momentum < 1:
+            raise ValueError(f"`momentum` must be in [0, 1). Received: momentum={momentum!r}.")
+        self.num_bits = num_bits
+        self.layers = layers
+        self.activation_bits = activation_bits
+        self.calibration_data = calibration_data
+        self.start_step = start_step
+        self.freeze_step = freeze_step
+        self.momentum = momentum
+        self._rounding: Rounding | None = None
+        self._functions: dict[str, Any] = {}
+        self._phase: str | None = None  # None: not in `fit`
+        self._warned = False
+
+    # What Keras calls
+
+    def set_model(self, model: keras.Model) -> None:
+        """Finds what to round, and puts the ranges where checkpoints, written or read in this `fit`, find them."""
+        super().set_model(model)
+        if getattr(model, "student", model).built:
+            self._prepare()
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Measures ranges on the calibration data."""
+        rounding = self._prepare()
+        if rounding.plan.floats and not self._warned:
+            self._warned = True
+            warnings.warn(f"These stay in float: {', '.join(rounding.plan.floats)}.", stacklevel=2)
+        if self.calibration_data is not None and float(rounding.ranges.updates) == 0:
+            self._calibrate(rounding)
+        self._phase = ""  # set before the first batch, when every other callback has given the weights their values
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        """Puts rounding into the step when its time has come."""
+        phase = self._next_phase()
+        if phase != self._phase:
+            self._phase = phase
+            if phase == _ROUNDED:
+                self._rounding.equal = self._clustered_layers()
+            self._functions = {}
+        self._make("train", update=phase == _ROUNDED, freeze=phase == _FROZEN)
+
+    def on_test_begin(self, logs: Any = None) -> None:
+        """Validation computes as training does."""
+        if self._phase is not None:
+            self._make("test")
+
+    def on_predict_begin(self, logs: Any = None) -> None:
+        """So do predictions inside `fit`."""
+        if self._phase is not None:
+            self._make("predict")
+
+    def on_test_end(self, logs: Any = None) -> None:
+        """Leaves no trace after an `evaluate` of its own."""
+        if self._phase is None:
+            self._detach()
+
+    def on_predict_end(self, logs: Any = None) -> None:
+        """The same for `predict`."""
+        self.on_test_end()
+
+    def on_train_end(self, logs: Any = None) -> None:
+        """Leaves a plain model, whose ranges `quantized_model` and the export know."""
+        self._phase, self._functions = None, {}
+        for kind in ("train", "test", "predict"):
+            setattr(self.model, f"{kind}_function", None)  # rounding is in them
+        self._detach()
+        quantized_models.remember(self._rounding.model, self._rounding)
+
+    # What users call
+
+    def quantized_model(self) -> quantized_models.QuantizedModel:
+        """Makes a new model of the present weights, which computes exactly what training sees.
+
+        Returns:
+            A `keras_kd.quantized.QuantizedModel`, independent of the one in training.
+
+        Raises:
+            RuntimeError: if there are no ranges yet.
+            ValueError: if the model cannot be made again from its config.
+        """
+        rounding = self._rounding
+        if rounding is None or (rounding.plan.names and float(rounding.ranges.updates) == 0):
+            raise RuntimeError("There are no ranges yet: call `quantized_model` when `fit` with this callback has rounded a step.")
+        quantized = quantized_models.QuantizedModel(quantized_models.copy_model(rounding.model), rounding.plan, rounding.equal)
+        quantized.ranges.set_weights(rounding.ranges.get_weights())
+        return quantized
+
+    def activation_ranges(self) -> dict[str, tuple[float, float]]:
+        """Lowest and highest value of each range, by the layer that gives it."""
+        rounding = self._rounding
+        if rounding is None:
+            return {}
+        limits = [tuple(float(limit) for limit in pair) for pair in np.array(rounding.ranges.limits)]
+        return {name: rounding.plan.fixed.get(i, limits[i]) for i, name in enumerate(rounding.plan.names)}
+
+    # How
+
+    def _prepare(self) -> Rounding:
+        student = getattr(self.model, "student", self.model)
+        if not student.built:
+            raise ValueError(
+                f'The model "{student.name}" is not built, so what to round is not known. Call it on a batch of data first.'
+            )
+        if self._rounding is None or self._rounding.model is not student:
+            plan = make_plan(student, self._bits_of(student), self.activation_bits, self._specs(student))
+            if not plan.bits:
+                raise ValueError(f'The model "{student.name}" has no layers that can be rounded. It has: {", ".join(plan.floats)}.')
+            with self.model.distribute_strategy.scope():
+                self._rounding = Rounding(student, plan, Ranges(len(plan.names)), self.momentum)
+        object.__setattr__(self.model, "_keras_kd_ranges", self._rounding.ranges)  # savers find it, Keras does not track it
+        return self._rounding
+
+    def _detach(self) -> None:
+        vars(self.model).pop("_keras_kd_ranges", None)
+
+    def _specs(self, student: keras.Model) -> Any:
+        specs = _taps.input_specs(student)
+        if specs is None and self.calibration_data is not None:
+            batch = next(iter(_batches(self.calibration_data)))
+            specs = keras.tree.map_structure(lambda x: tf.TensorSpec((None, *x.shape[1:]), x.dtype), batch)
+        if specs is None:
+            raise ValueError(
+                f'The input shapes of the subclassed model "{student.name}" are not known. Pass calibration_data=: samples of its '
+                "inputs."
+            )
+        return specs
+
+    def _bits_of(self, student: keras.Model) -> Callable[[str, Any], int | None]:
+        """A function that gives the bits of a layer's kernels."""
+        choices = self.num_bits if isinstance(self.num_bits, dict) else None
+        if choices is None:
+            listed = self.layers if isinstance(self.layers, (list, tuple, set)) else [self.layers]
+            choices = dict.fromkeys(listed, self.num_bits) if self.layers is not None else {None: self.num_bits}
+        leaves = {path: layer for path, layer in find_leaves(student).items() if _kinds.kind_of(layer) == _kinds.KERNEL}
+        found: dict[str, int] = {}
+        for choice, bits in choices.items():
+            matches = [path for path, layer in leaves.items() if choice is None or matcher(choice)(Kernel(path, layer, None))]
+            if not matches and choice is not None:
+                raise ValueError(
+                    f"`layers` must match layers that can be rounded. Received: {choice!r}, which matches none. Layers: "
+                    f"{', '.join(leaves)}."
+                )
+            found = dict.fromkeys(matches, bits) | found
+        return lambda path, layer: found.get(path)
+
+    def _calibrate(self, rounding: Rounding) -> None:
+        specs = keras.tree.flatten(self._specs(rounding.model))
+        batches = 0
+        for batch in _batches(self.calibration_data):
+            _check_batch(batch, specs)
+            with self.model.distribute_strategy.scope(), rounding.active(update=True):
+                rounding.model(keras.tree.map_structure(tf.convert_to_tensor, batch), training=False)
+            batches += 1
+        if not batches:
+            raise ValueError("`calibration_data` must hold at least one sample. Received: none.")
+
+    def _next_phase(self) -> str:
+        if self._phase == _FROZEN or (self._phase == _ROUNDED and self.freeze_step is None):
+            return self._phase
+        step = 0
+        if self.start_step or self.freeze_step is not None:
+            step = int(self.model.optimizer.iterations)
+        if step < self.start_step:
+            return _FLOAT
+        return _FROZEN if self.freeze_step is not None and step >= self.freeze_step else _ROUNDED
+
+    def _clustered_layers(self) -> set[str]:
+        """Layers with kernels that another callback lets have few values."""
+        return {kernel.path for kernel in find_kernels(self._rounding.model) if is_clustered(kernel.variable)}
+
+    def _make(self, kind: str, **options: bool) -> None:
+        """Puts rounding into a compiled function of the model, unless it is there."""
+        model, attribute = self.model, f"{kind}_function"
+        if self._functions.get(kind) is not None and getattr(model, attribute) is self._functions[kind]:
+            return
+        if self._phase == _FLOAT:
+            return
+        rounding, step = self._rounding, getattr(model, f"{kind}_step")
+
+        def rounded(*args: Any, **kwargs: Any) -> Any:
+            with rounding.active(**options):
+                return step(*args, **kwargs)
+
+        with _attribute(model, f"{kind}_step", rounded):
+            getattr(model, f"make_{attribute}")(force=True)
+        compiled = getattr(model, attribute)
+
+        def function(*args: Any, **kwargs: Any) -> Any:
+            with _attribute(model, f"{kind}_step", rounded):  # Keras may look it up when it traces
+                return compiled(*args, **kwargs)
+
+        self._functions[kind] = function
+        setattr(model, attribute, function)
+
+
+@contextlib.contextmanager
+def _attribute(model: keras.Model, name: str, value: Any) -> Iterator[None]:
+    """Gives an object an attribute of its own for a while, past Keras' tracking."""
+    own = vars(model)
+    former = own.get(name)
+    object.__setattr__(model, name, value)
+    try:
+        yield
+    finally:
+        if former is None:
+            own.pop(name, None)
+        else:
+            object.__setattr__(model, name, former)
+
+
+def _check_bits(name: str, bits: Any) -> None:
+    if isinstance(bits, bool) or not isinstance(bits, int) or bits not in _quantizers.BITS:
+        raise ValueError(f"`{name}` must be a whole number from 2 to 16. Received: {name}={bits!r}.")
+
+
+def _batches(data: Any, size: int = 32) -> Iterator[Any]:
+    """Batches of inputs, as arrays nested as the model takes them."""
+    arrays = keras.tree.flatten(data)
+    if arrays and all(isinstance(array, np.ndarray) or tf.is_tensor(array) for array in arrays):
+        for start in range(0, len(arrays[0]), size):
+            yield keras.tree.map_structure(lambda array: np.asarray(array[start : start + size]), data)  # noqa: B023
+        return
+    if isinstance(data, (str, bytes)) or not hasattr(data, "__iter__"):
+        raise TypeError(
+            "`calibration_data` must be an array, arrays nested as the model takes them, or an iterable of batches. Received: "
+            f"{data!r} of type {type(data).__name__}."
+        )
+    for batch in data:
+        yield keras.tree.map_structure(np.asarray, batch[0] if isinstance(batch, tuple) else batch)
+
+
+def _check_batch(batch: Any, specs: list[Any]) -> None:
+    arrays = keras.tree.flatten(batch)
+    if len(arrays) != len(specs) or not all(
+        spec.shape[1:].is_compatible_with(a.shape[1:]) for a, spec in zip(arrays, specs, strict=True)
+    ):
+        wanted = [tuple(spec.shape) for spec in specs]
+        raise ValueError(
+            f"`calibration_data` must have the shapes of the model's inputs, {wanted}. Received: {[array.shape for array in arrays]}."
+        )
+    if any(array.dtype.kind == "f" and not np.isfinite(array).all() for array in arrays):
+        raise ValueError("`calibration_data` must be finite. Received: an array with NaN or infinite values.")

@@ -1,0 +1,122 @@
+"""What does a layer with a kernel compute, before its activation? In the form that the converter turns into integers.
+
+Layers over one axis are written as those over two, as LiteRT has them: only so can the ranges of their channels be kept.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from keras import layers, ops
+
+Weight = Callable[[str], Any]  # gives a rounded kernel by its name
+Between = Callable[[Any], Any]  # rounds what flows between two kernels, or between kernel and bias
+
+
+def _dense(layer: Any, x: Any, weight: Weight, between: Between) -> Any:
+    return _biased(layer, ops.matmul(x, weight("kernel")))
+
+
+def _einsum(layer: Any, x: Any, weight: Weight, between: Between) -> Any:
+    product = ops.einsum(layer.equation, x, weight("kernel"))
+    return product if layer.bias is None else _biased(layer, between(product))  # the converter reshapes before it adds
+
+
+def _embedding(layer: Any, x: Any, weight: Weight, between: Between) -> Any:
+    return ops.take(weight("embeddings"), ops.cast(x, "int32"), axis=0)
+
+
+def _conv(layer: Any, x: Any, weight: Weight, between: Between) -> Any:
+    x, options, flat = _widened(layer, x)
+    return flat(_biased(layer, ops.conv(x, weight("kernel"), **options)))
+
+
+def _depthwise(layer: Any, x: Any, weight: Weight, between: Between) -> Any:
+    x, options, flat = _widened(layer, x)
+    return flat(_biased(layer, ops.depthwise_conv(x, weight("kernel"), **options)))
+
+
+def _separable(layer: Any, x: Any, weight: Weight, between: Between) -> Any:
+    x, options, flat = _widened(layer, x)
+    x = between(ops.depthwise_conv(x, weight("depthwise_kernel"), **options))
+    return flat(_biased(layer, ops.conv(x, weight("pointwise_kernel"), data_format=layer.data_format)))
+
+
+def _transposed(layer: Any, x: Any, weight: Weight, between: Between) -> Any:
+    options = {name: getattr(layer, name) for name in ("strides", "padding", "output_padding", "dilation_rate", "data_format")}
+    kernel = weight("kernel")
+    if layer.rank == 2:
+        return _biased(layer, ops.conv_transpose(x, kernel, **options))
+    options |= {"strides": (1, *layer.strides), "dilation_rate": (1, *layer.dilation_rate)}
+    if layer.output_padding is not None:
+        options["output_padding"] = (0, *layer.output_padding)
+    return ops.squeeze(_biased(layer, ops.conv_transpose(ops.expand_dims(x, 1), kernel[None], **options)), 1)
+
+
+def _widened(layer: Any, x: Any) -> tuple[Any, dict[str, Any], Callable[[Any], Any]]:
+    """Inputs and options of a convolution over two axes, and a function that takes its outputs back."""
+    strides, dilation, padding = tuple(layer.strides), tuple(layer.dilation_rate), layer.padding
+    if layer.rank == 1 and padding == "causal":
+        x, padding = ops.pad(x, [[0, 0], [dilation[0] * (layer.kernel_size[0] - 1), 0], [0, 0]]), "valid"
+    options = {"strides": strides, "dilation_rate": dilation, "padding": padding, "data_format": layer.data_format}
+    if layer.rank == 2:
+        return x, options, lambda outputs: outputs
+    # TensorFlow wants depthwise strides that are equal in both axes; over an axis of length 1 any stride is the same.
+    wide = {"strides": (strides[0], strides[0]), "dilation_rate": (1, dilation[0])}
+    return ops.expand_dims(x, 1), options | wide, lambda outputs: ops.squeeze(outputs, 1)
+
+
+def _biased(layer: Any, outputs: Any) -> Any:
+    if layer.bias is None:
+        return outputs
+    if getattr(layer, "data_format", "channels_last") == "channels_first":
+        return outputs + ops.reshape(layer.bias, (1, -1) + (1,) * (len(outputs.shape) - 2))
+    return outputs + ops.reshape(layer.bias, (1,) * (len(outputs.shape) - len(layer.bias.shape)) + tuple(layer.bias.shape))
+
+
+class Form:
+    """How layers of a class are quantised.
+
+    Args:
+        compute: function of layer, inputs, kernels by name, and what rounds between two kernels; gives the outputs before the
+            activation.
+        kernels: names of the kernels.
+        per_channel: whether each output channel may have its own range: the converter fails where kernels are transposed.
+        folds: whether a batch normalisation after it becomes a part of it.
+    """
+
+    def __init__(self, compute: Callable[..., Any], *kernels: str, per_channel: bool = True) -> None:
+        self.compute, self.kernels, self.per_channel = compute, kernels, per_channel
+
+    def has_between(self, layer: Any) -> bool:
+        """Whether something is rounded between its parts."""
+        return len(self.kernels) > 1 or (self.compute is _einsum and layer.bias is not None)
+
+    @property
+    def folds(self) -> bool:
+        """The converter multiplies channels into kernels that have a range for each."""
+        return self.per_channel
+
+
+FORMS: dict[type, Form] = {
+    layers.Dense: Form(_dense, "kernel", per_channel=False),
+    layers.EinsumDense: Form(_einsum, "kernel", per_channel=False),
+    layers.Embedding: Form(_embedding, "embeddings", per_channel=False),
+    layers.Conv1D: Form(_conv, "kernel"),
+    layers.Conv2D: Form(_conv, "kernel"),
+    layers.DepthwiseConv1D: Form(_depthwise, "kernel"),
+    layers.DepthwiseConv2D: Form(_depthwise, "kernel"),
+    layers.SeparableConv1D: Form(_separable, "depthwise_kernel", "pointwise_kernel"),
+    layers.SeparableConv2D: Form(_separable, "depthwise_kernel", "pointwise_kernel"),
+    layers.Conv1DTranspose: Form(_transposed, "kernel", per_channel=False),
+    layers.Conv2DTranspose: Form(_transposed, "kernel", per_channel=False),
+}
+
+
+def form_of(layer: Any) -> Form | None:
+    """How a layer is quantised; None for classes that are not known, or that compute something of their own."""
+    for kind, form in FORMS.items():
+        if isinstance(layer, kind):
+            plain = type(layer).call is kind.call and not getattr(layer, "lora_enabled", False)
+            narrow = getattr(layer, "rank", 2) == 1 and layer.data_format == "channels_first"
+            return form if plain and not narrow and getattr(layer, "quantization_mode", None) is None else None
+    return None

@@ -1,0 +1,339 @@
+"""Where in a model are integers possible? Finds, on one trace of its inference, what is rounded and which ranges that takes."""
+
+import bisect
+import contextlib
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from keras_kd import _taps
+from keras_kd.quantized import _kinds
+from keras_kd.quantized._forms import form_of
+from keras_kd.quantized._quantizers import FIXED_RANGES
+
+OPAQUE = (keras.layers.RNN, keras.layers.Bidirectional, keras.layers.TimeDistributed)
+
+
+@dataclasses.dataclass
+class Spot:
+    """One call of one layer.
+
+    Attributes:
+        kind: see `_kinds`.
+        inputs: by place among the arguments, the range that an input is rounded to; None for an input as it comes.
+        output: the range of the output; None if it stays as it is.
+        inner: ranges between the parts of a layer: "linear", before the activation; "between" two kernels, or kernel and bias;
+            "product", of a normalisation's factor.
+    """
+
+    kind: str
+    inputs: list[int | None]
+    output: int | None = None
+    inner: dict[str, int] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass
+class Plan:
+    """What is rounded in a model; ranges are referred to by number.
+
+    Attributes:
+        spots: by path of the layer, its calls in order.
+        bits: by path of the layer, of its kernels.
+        fixed: ranges that are no statistics but LiteRT's, by number.
+        names: of each range, for people.
+        activation_bits: bits of all activations; None if only kernels are rounded.
+        floats: layers that compute in float, with their classes.
+    """
+
+    spots: dict[str, list[Spot]] = dataclasses.field(default_factory=dict)
+    bits: dict[str, int] = dataclasses.field(default_factory=dict)
+    fixed: dict[int, tuple[float, float]] = dataclasses.field(default_factory=dict)
+    names: list[str] = dataclasses.field(default_factory=list)
+    activation_bits: int | None = 8
+    floats: list[str] = dataclasses.field(default_factory=list)
+
+    def get_config(self) -> dict[str, Any]:
+        """A dict that JSON can write."""
+        return dataclasses.asdict(self) | {"fixed": [[number, *limits] for number, limits in self.fixed.items()]}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "Plan":
+        """The plan again."""
+        spots = {path: [Spot(**spot) for spot in calls] for path, calls in config["spots"].items()}
+        fixed = {int(number): (low, high) for number, low, high in config["fixed"]}
+        return cls(**config | {"spots": spots, "fixed": fixed})
+
+
+def find_leaves(model: keras.Model) -> dict[str, Any]:
+    """Layers without parts, recurrent ones as a whole, and operations of Functional models, by path."""
+    found: dict[str, Any] = {}
+    for path, layer in _taps.find_layers(model).items():
+        parents = ["/".join(path.split("/")[:count]) for count in range(1, path.count("/") + 1)]
+        inside_leaf = any(parent in found for parent in parents)
+        if not inside_leaf and (isinstance(layer, OPAQUE) or not list(layer._flatten_layers(include_self=False))):
+            found[path] = layer
+    for prefix, owner in [("", model), *((path + "/", layer) for path, layer in _taps.find_layers(model).items())]:
+        for operation in getattr(owner, "operations", ()) if isinstance(owner, keras.Model) else ():
+            if not isinstance(operation, keras.layers.Layer):
+                found.setdefault(prefix + operation.name, operation)
+    return found
+
+
+@dataclasses.dataclass
+class _Call:
+    """What a trace shows of a layer's call."""
+
+    path: str
+    layer: Any
+    kind: str
+    inputs: list[Any]  # tensors, one for each argument that is one
+    output: Any  # None for layers that give several tensors, or no floats
+    start: int  # its operations, among TensorFlow's in the graph
+    end: int
+    spot: Spot
+
+
+class _Planner:
+    """Goes through the calls of a trace in order; see the kinds for the rules."""
+
+    def __init__(self, plan: Plan, calls: list[_Call], graph: Any, outputs: list[Any]) -> None:
+        self.plan, self.calls = plan, calls
+        self.places = {operation.name: place for place, operation in enumerate(graph.get_operations())}
+        self.outputs = {id(_source(tensor)) for tensor in outputs}
+        self.made = {id(call.output): call for call in calls if call.output is not None and not self._is_input(call)}
+        self.ranges: dict[int, int] = {}  # by id of the tensor
+        self.inside: set[int] = set()  # tensors between the parts of a group
+        self.at_readers: set[int] = set()  # tensors that no layer gives: who reads them rounds them
+        self.done: set[int] = set()  # calls that compute on integers
+
+    def run(self) -> None:
+        """Plans every call."""
+        for call in self.calls:
+            if id(call) in self.done:
+                continue
+            known = [tensor for tensor in call.inputs if id(_source(tensor)) in self.ranges.keys() | self.inside]
+            if call.kind == _kinds.KERNEL or (known and call.kind != _kinds.FLOAT):
+                self.quantize(call)
+
+    def quantize(self, call: _Call) -> None:
+        """Lets a call compute on integers."""
+        self.done.add(id(call))
+        numbers = [self.range_of_input(call, place) for place in range(len(call.inputs))]
+        if call.output is None or self._is_input(call):
+            return
+        if call.kind in (_kinds.CARRIER, _kinds.POOL):
+            self.carry(call, numbers[0])
+        elif call.kind == _kinds.JOINT:
+            self.join(call, numbers)
+        elif call.kind == _kinds.KERNEL:
+            self.finish_kernel(call)
+        elif call.kind == _kinds.NORM:
+            if id(_source(call.inputs[0])) not in self.inside:
+                call.spot.inner["product"] = self.new(f"{call.path}, product")
+            self.finish(call, self.is_followed(call, _kinds.RELU))
+        elif call.kind == _kinds.FIXED:
+            self.finish(call, False, FIXED_RANGES[_kinds.fixed_name(call.layer)])
+        else:
+            fuses = type(call.layer).__name__ in _kinds.FOLLOWED_BY_RELU
+            self.finish(call, fuses and self.is_followed(call, _kinds.RELU))
+
+    def finish_kernel(self, call: _Call) -> None:
+        """Plans what a layer with a kernel gives."""
+        form = form_of(call.layer)
+        if form is not None and form.has_between(call.layer):
+            call.spot.inner["between"] = self.new(f"{call.path}, between")
+        kind = _kinds.function_kind(getattr(call.layer, "activation", None))
+        if kind in (_kinds.CARRIER, _kinds.RELU):
+            folds = form is not None and form.folds and self.is_followed(call, _kinds.NORM)
+            self.finish(call, kind == _kinds.CARRIER and (folds or self.is_followed(call, _kinds.RELU)))
+            return
+        call.spot.inner["linear"] = self.new(f"{call.path}, before its activation")
+        if kind == _kinds.FLOAT:  # its reader rounds what it gives
+            self.plan.floats.append(f"{call.path} (activation {getattr(call.layer.activation, '__name__', 'of its own')})")
+        else:
+            fixed = FIXED_RANGES[_kinds.function_name(call.layer.activation)] if kind == _kinds.FIXED else None
+            self.finish(call, False, fixed)
+
+    def finish(self, call: _Call, inside: bool, fixed: tuple[float, float] | None = None) -> None:
+        """Gives the output a range, unless it is inside a group."""
+        if inside:
+            self.inside.add(id(call.output))
+        else:
+            call.spot.output = self.ranges[id(call.output)] = self.new(call.path, fixed)
+
+    def carry(self, call: _Call, number: int | None) -> None:
+        """The output has the range of the input."""
+        if number is not None:
+            self.ranges[id(call.output)] = number
+            call.spot.output = number if call.kind == _kinds.POOL else None
+
+    def join(self, call: _Call, numbers: list[int | None]) -> None:
+        """All inputs take the range of the output; an input with other readers keeps its own, too, and is rounded twice."""
+        self.finish(call, False)
+        shared = self.ranges[id(call.output)]
+        for place, number in enumerate(numbers):
+            source = _source(call.inputs[place])
+            maker = self.made.get(id(source))
+            alone = len(self.readers(source)) == 1 and id(source) not in self.outputs
+            if number is not None and alone and maker is not None and maker.spot.output == number and number not in self.plan.fixed:
+                maker.spot.output = self.ranges[id(source)] = shared
+            elif number is not None:
+                call.spot.inputs[place] = shared
+
+    def range_of_input(self, call: _Call, place: int) -> int | None:
+        """The range of an input, which is made if it has none; None inside a group, and for what is no float."""
+        source = _source(call.inputs[place])
+        if not _is_float(source) or id(source) in self.inside:
+            return None
+        maker = self.made.get(id(source))
+        if id(source) not in self.ranges:
+            if maker is None:
+                self.ranges[id(source)] = self.new(f"input {place} of {call.path}")
+                self.at_readers.add(id(source))
+            elif maker.kind == _kinds.FLOAT or id(maker) in self.done:
+                maker.spot.output = self.ranges[id(source)] = self.new(maker.path)
+            else:
+                self.quantize(maker)
+        if id(source) in self.at_readers:
+            call.spot.inputs[place] = self.ranges[id(source)]
+        return self.ranges.get(id(source))
+
+    def new(self, name: str, fixed: tuple[float, float] | None = None) -> int:
+        """A new range."""
+        number = len(self.plan.names)
+        self.plan.names.append(name)
+        if fixed is not None:
+            self.plan.fixed[number] = fixed
+        return number
+
+    def is_followed(self, call: _Call, kind: str) -> bool:
+        """Whether all that reads the output is one call of this kind."""
+        readers = self.readers(call.output)
+        return len(readers) == 1 and readers[0] is not None and readers[0].kind == kind and id(call.output) not in self.outputs
+
+    def readers(self, tensor: Any) -> list[_Call | None]:
+        """The calls that read a tensor, each once; None stands for operations outside of all layers."""
+        found: dict[int, _Call | None] = {}
+        for operation in tensor.consumers():
+            if operation.type == "Shape":  # reads no values
+                continue
+            if _is_transparent(operation):
+                found |= {id(reader): reader for reader in self.readers(operation.outputs[0])}
+            else:
+                reader = self._call_of(operation)
+                found[id(reader)] = reader
+        return list(found.values())
+
+    def _call_of(self, operation: Any) -> _Call | None:
+        place = self.places[operation.name]
+        index = bisect.bisect_right([call.start for call in self.calls], place) - 1
+        return self.calls[index] if index >= 0 and place < self.calls[index].end else None
+
+    def _is_input(self, call: _Call) -> bool:
+        return any(call.output is tensor for tensor in call.inputs)  # dropout in inference
+
+
+def make_plan(model: keras.Model, bits_of: Callable[[str, Any], int | None], activation_bits: int | None, inputs: Any) -> Plan:
+    """Finds what can be rounded in a built model.
+
+    Args:
+        model: a built model.
+        bits_of: function of a layer's path and the layer, which gives the bits of its kernels, or None to leave it in float.
+        activation_bits: bits of what flows between the layers; None rounds kernels alone.
+        inputs: specs of the model's inputs, nested as it takes them.
+
+    Returns:
+        A `Plan`.
+    """
+    plan = Plan(activation_bits=activation_bits)
+    kinds, unwanted = {}, set()
+    for path, layer in find_leaves(model).items():
+        kinds[path] = layer, _kinds.kind_of(layer)
+        if kinds[path][1] == _kinds.KERNEL:
+            bits = bits_of(path, layer)
+            if bits is None:
+                kinds[path] = layer, _kinds.FLOAT
+                unwanted.add(path)
+            else:
+                plan.bits[path] = bits
+    calls, graph, outputs = _trace(model, kinds, inputs)
+    planner = _Planner(plan, calls, graph, outputs)
+    if activation_bits is not None:
+        planner.run()
+    for call in calls:
+        plan.spots.setdefault(call.path, []).append(call.spot)
+    plan.bits = {path: bits for path, bits in plan.bits.items() if path in plan.spots}
+    for call in calls:
+        lost = call.kind == _kinds.FLOAT or (activation_bits is not None and id(call) not in planner.done)
+        if lost and call.path not in unwanted and call.output is not None and call.kind not in (_kinds.CARRIER, _kinds.POOL):
+            plan.floats.append(f"{call.path} ({type(call.layer).__name__})")
+    plan.floats = list(dict.fromkeys(plan.floats))
+    return _compressed(plan)
+
+
+def _trace(model: keras.Model, kinds: dict[str, tuple[Any, str]], inputs: Any) -> tuple[list[_Call], Any, list[Any]]:
+    """The calls of one pass in order, the graph, and the outputs."""
+    calls: list[_Call] = []
+    outputs: list[Any] = []
+
+    def watched(path: str, graph: Any) -> Callable[..., Any]:
+        layer, kind = kinds[path]
+
+        def function(call: Any, *args: Any, **kwargs: Any) -> Any:
+            if tf.compat.v1.get_default_graph() is not graph:  # inside a loop
+                return call(*args, **kwargs)
+            start = len(graph.get_operations())
+            result = call(*args, **kwargs)
+            tensors = [tensor for tensor in keras.tree.flatten(args) if tf.is_tensor(tensor)]
+            given = keras.tree.flatten(result)
+            output = given[0] if len(given) == 1 and _is_float(given[0]) else None
+            spot = Spot(kind, [None] * len(tensors))
+            calls.append(_Call(path, layer, kind, tensors, output, start, len(graph.get_operations()), spot))
+            return result
+
+        return function
+
+    @tf.function
+    def trace(x: Any) -> None:
+        graph = tf.compat.v1.get_default_graph()
+        with contextlib.ExitStack() as stack:
+            for path, (layer, _) in kinds.items():
+                stack.enter_context(_taps.replace(layer, watched(path, graph)))
+            outputs.extend(keras.tree.flatten(model(x, training=False)))
+
+    return calls, trace.get_concrete_function(inputs).graph, outputs
+
+
+def _compressed(plan: Plan) -> Plan:
+    """Numbers the ranges that are in use."""
+    spots = [spot for calls in plan.spots.values() for spot in calls]
+    used = sorted({n for spot in spots for n in (*spot.inputs, spot.output, *spot.inner.values()) if n is not None})
+    new: dict[int | None, Any] = {None: None} | {old: number for number, old in enumerate(used)}
+    for spot in spots:
+        spot.inputs, spot.output = [new[n] for n in spot.inputs], new[spot.output]
+        spot.inner = {part: new[n] for part, n in spot.inner.items()}
+    plan.fixed = {new[old]: limits for old, limits in plan.fixed.items() if old in new}
+    plan.names = [plan.names[old] for old in used]
+    return plan
+
+
+def _source(tensor: Any) -> Any:
+    """The tensor whose values it has."""
+    operation = getattr(tensor, "op", None)
+    while operation is not None and _is_transparent(operation):
+        tensor = operation.inputs[0]
+        operation = tensor.op
+    return tensor
+
+
+def _is_transparent(operation: Any) -> bool:
+    return operation.type == "Identity" or (
+        operation.type == "Cast" and all(_is_float(t) for t in (*operation.inputs, *operation.outputs))
+    )
+
+
+def _is_float(tensor: Any) -> bool:
+    return tf.is_tensor(tensor) and tensor.dtype.is_floating

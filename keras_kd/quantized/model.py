@@ -1,0 +1,146 @@
+"""What is a model that computes as integers would? A Keras model around another one, to be evaluated, saved, loaded and exported."""
+
+import contextlib
+import hashlib
+import weakref
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_kd.quantized._plan import Plan
+from keras_kd.quantized._rounding import Ranges, Rounding
+
+
+@keras.saving.register_keras_serializable(package="keras_kd")
+class QuantizedModel(keras.Model):
+    """A model whose kernels and activations are rounded as its training with `callbacks.Quantization` rounded them.
+
+    ```
+    w' = round(w / s) s,  s = max|w| / (2^(bits - 1) - 1)           kernels: for each channel of a convolution, else for all
+    x' = (clip(round(x / s) + z, 0, 2^bits - 1) - z) s              activations: s and z from the trained range
+    ```
+
+    `Quantization.quantized_model()` makes it. It computes in float what the integers of the exported file compute; it saves,
+    loads, evaluates and trains on (with fixed ranges) like any model, and `keras_kd.export.to_litert` writes it as an int8 file.
+
+    Args:
+        model: the model. It is used as it is, not copied.
+        plan: what is rounded in it, as `Quantization` found it, or the config of that.
+        channels_together: paths of layers whose channels share one range.
+
+    Call arguments:
+        inputs: what `model` takes.
+        training: as for `model`.
+
+    Returns:
+        What `model` gives.
+
+    Raises:
+        ValueError: if the plan names layers that the model does not have.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    >>> model.compile("adam", "mse")
+    >>> quantization = keras_kd.callbacks.Quantization()
+    >>> history = model.fit(np.ones((8, 4)), np.ones((8, 3)), callbacks=[quantization], verbose=0)
+    >>> quantized = quantization.quantized_model()
+    >>> quantized(np.ones((1, 4))).shape
+    TensorShape([1, 3])
+
+    Reference:
+        Jacob et al.: Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference, 2018.
+    """
+
+    def __init__(self, model: keras.Model, plan: Any, channels_together: Any = (), **kwargs: Any) -> None:
+        super().__init__(**{"name": f"{model.name}_quantized"} | kwargs)
+        self.model = model
+        self.plan = plan if isinstance(plan, Plan) else Plan.from_config(plan)
+        self.channels_together = sorted(channels_together)
+        self.ranges = Ranges(len(self.plan.names), name="ranges")
+        self._rounding = _Held(Rounding(model, self.plan, self.ranges))
+        self._rounding.value.equal = set(self.channels_together)
+        self.built = model.built
+
+    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
+        """Runs the model with rounding."""
+        with self._rounding.value.active():
+            return self.model(inputs, training=training, mask=mask)
+
+    def get_config(self) -> dict[str, Any]:
+        """Everything `__init__` takes."""
+        model = keras.saving.serialize_keras_object(self.model)
+        config = {"model": model, "plan": self.plan.get_config(), "channels_together": self.channels_together}
+        return {"name": self.name, "trainable": self.trainable} | config
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> "QuantizedModel":
+        """The model again, with weights of its own."""
+        model = keras.saving.deserialize_keras_object(config["model"], custom_objects=custom_objects)
+        return cls(**config | {"model": model})
+
+    def get_build_config(self) -> dict[str, Any]:
+        """Nothing: the model inside is built by its own config."""
+        return {}
+
+    def build_from_config(self, config: dict[str, Any]) -> None:
+        """Nothing."""
+
+
+class _Held:
+    """Keeps something from Keras' tracking."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+def copy_model(model: keras.Model) -> keras.Model:
+    """A model of the same config, with weights of the same values.
+
+    Raises:
+        ValueError: if the config does not suffice to make it again.
+    """
+    classes = {
+        type(layer).__name__: type(layer) for layer in model._flatten_layers() if not type(layer).__module__.startswith("keras.")
+    }
+    try:
+        twin = keras.saving.deserialize_keras_object(
+            keras.saving.serialize_keras_object(model), custom_objects=classes, safe_mode=False
+        )
+        if not twin.built:
+            twin.build(model.input_shape)
+        twin.set_weights(model.get_weights())
+    except Exception as error:
+        raise ValueError(
+            f'The model "{model.name}" cannot be made again from its config, so there is no quantised model of it: {error} Give its '
+            "classes a `get_config`."
+        ) from error
+    return twin
+
+
+_TRAINED: "weakref.WeakKeyDictionary[keras.Model, tuple[Plan, np.ndarray, set[str], str]]" = weakref.WeakKeyDictionary()
+
+
+def remember(model: keras.Model, rounding: Rounding) -> None:
+    """Keeps, for as long as the model lives, the ranges that its weights were trained with."""
+    limits = np.array(rounding.ranges.limits)
+    with contextlib.suppress(TypeError):  # models of users that cannot be keys
+        _TRAINED[model] = (rounding.plan, limits, set(rounding.equal), _fingerprint(model))
+
+
+def trained_with_rounding(model: keras.Model) -> QuantizedModel | None:
+    """The quantised model of a plain one, if its weights are still those that training with rounding left."""
+    found = _TRAINED.get(model)
+    if found is None or found[3] != _fingerprint(model):
+        return None
+    quantized = QuantizedModel(copy_model(model), found[0], found[2])
+    quantized.ranges.limits.assign(found[1])
+    return quantized
+
+
+def _fingerprint(model: keras.Model) -> str:
+    digest = hashlib.blake2b()
+    for weight in model.get_weights():
+        digest.update(np.ascontiguousarray(weight).tobytes())
+    return digest.hexdigest()
