@@ -347,3 +347,15 @@ def correlation(f_t, f_s, kernel=None, gamma=0.4, order=2):
         return np.exp(-2 * gamma) * sum(terms)
 
     return np.sqrt(np.sum((congruence(f_s) - congruence(f_t)) ** 2)) / batch**2
+
+
+def fake_quantize(x, low, high, bits, narrow=False):
+    """Rounds x to `2 ** bits` values of a range whose zero is one of them (Jacob et al. 2018); one fewer where it is narrow."""
+    x = np.asarray(x, "float64")
+    if low == high == 0:
+        return np.zeros_like(x)
+    lowest = 1 if narrow else 0
+    step = (high - low) / (2**bits - 1 - lowest)
+    zero = np.clip(np.round(lowest - low / step), lowest, 2**bits - 1)
+    integers = np.clip(np.floor(np.clip(x / step + zero, lowest, 2**bits - 1) + 0.5), lowest, 2**bits - 1)
+    return (integers - zero) * step

@@ -22,6 +22,7 @@ EXAMPLES = {
     "Clustering": lambda: callbacks.Clustering(5),
     "KeepSparsity": callbacks.KeepSparsity,
     "Pruning": lambda: callbacks.Pruning(0.5),
+    "Quantization": callbacks.Quantization,
     "ScheduledValue": lambda: callbacks.ScheduledValue("temperature", lambda epoch: 1.0 + epoch, loss=0),
 }
 # What they are for is to set weights to zero, or to few values.

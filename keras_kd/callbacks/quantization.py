@@ -124,7 +124,7 @@ class Quantization(keras.callbacks.Callback):
         if rounding.plan.floats and not self._warned:
             self._warned = True
             warnings.warn(f"These stay in float: {', '.join(rounding.plan.floats)}.", stacklevel=2)
-        if self.calibration_data is not None and float(rounding.ranges.updates) == 0:
+        if self.calibration_data is not None and not rounding.is_begun:
             self._calibrate(rounding)
         self._phase = ""  # set before the first batch, when every other callback has given the weights their values
 
@@ -178,7 +178,7 @@ class Quantization(keras.callbacks.Callback):
             ValueError: if the model cannot be made again from its config.
         """
         rounding = self._rounding
-        if rounding is None or (rounding.plan.names and float(rounding.ranges.updates) == 0):
+        if rounding is None or (rounding.plan.names and not rounding.is_begun):
             raise RuntimeError("There are no ranges yet: call `quantized_model` when `fit` with this callback has rounded a step.")
         quantized = quantized_models.QuantizedModel(quantized_models.copy_model(rounding.model), rounding.plan, rounding.equal)
         quantized.ranges.set_weights(rounding.ranges.get_weights())
@@ -189,7 +189,7 @@ class Quantization(keras.callbacks.Callback):
         rounding = self._rounding
         if rounding is None:
             return {}
-        limits = [tuple(float(limit) for limit in pair) for pair in np.array(rounding.ranges.limits)]
+        limits = [tuple(float(limit) for limit in pair) for pair in keras.ops.convert_to_numpy(rounding.ranges.limits)]
         return {name: rounding.plan.fixed.get(i, limits[i]) for i, name in enumerate(rounding.plan.names)}
 
     # How
@@ -215,7 +215,7 @@ class Quantization(keras.callbacks.Callback):
     def _specs(self, student: keras.Model) -> Any:
         specs = _taps.input_specs(student)
         if specs is None and self.calibration_data is not None:
-            batch = next(iter(_batches(self.calibration_data)))
+            batch = next(iter(_batches(self.calibration_data, None)))
             specs = keras.tree.map_structure(lambda x: tf.TensorSpec((None, *x.shape[1:]), x.dtype), batch)
         if specs is None:
             raise ValueError(
@@ -245,7 +245,7 @@ class Quantization(keras.callbacks.Callback):
     def _calibrate(self, rounding: Rounding) -> None:
         specs = keras.tree.flatten(self._specs(rounding.model))
         batches = 0
-        for batch in _batches(self.calibration_data):
+        for batch in _batches(self.calibration_data, len(specs)):
             _check_batch(batch, specs)
             with self.model.distribute_strategy.scope(), rounding.active(update=True):
                 rounding.model(keras.tree.map_structure(tf.convert_to_tensor, batch), training=False)
@@ -258,7 +258,7 @@ class Quantization(keras.callbacks.Callback):
             return self._phase
         step = 0
         if self.start_step or self.freeze_step is not None:
-            step = int(self.model.optimizer.iterations)
+            step = int(keras.ops.convert_to_numpy(self.model.optimizer.iterations))
         if step < self.start_step:
             return _FLOAT
         return _FROZEN if self.freeze_step is not None and step >= self.freeze_step else _ROUNDED
@@ -312,10 +312,10 @@ def _check_bits(name: str, bits: Any) -> None:
         raise ValueError(f"`{name}` must be a whole number from 2 to 16. Received: {name}={bits!r}.")
 
 
-def _batches(data: Any, size: int = 32) -> Iterator[Any]:
-    """Batches of inputs, as arrays nested as the model takes them."""
+def _batches(data: Any, count: int | None, size: int = 32) -> Iterator[Any]:
+    """Batches of inputs, as arrays nested as the model takes them; `count` is how many arrays it takes, where that is known."""
     arrays = keras.tree.flatten(data)
-    if arrays and all(isinstance(array, np.ndarray) or tf.is_tensor(array) for array in arrays):
+    if arrays and count in (None, len(arrays)) and all(isinstance(array, np.ndarray) or tf.is_tensor(array) for array in arrays):
         for start in range(0, len(arrays[0]), size):
             yield keras.tree.map_structure(lambda array: np.asarray(array[start : start + size]), data)  # noqa: B023
         return
@@ -333,9 +333,7 @@ def _check_batch(batch: Any, specs: list[Any]) -> None:
     if len(arrays) != len(specs) or not all(
         spec.shape[1:].is_compatible_with(a.shape[1:]) for a, spec in zip(arrays, specs, strict=True)
     ):
-        wanted = [tuple(spec.shape) for spec in specs]
-        raise ValueError(
-            f"`calibration_data` must have the shapes of the model's inputs, {wanted}. Received: {[array.shape for array in arrays]}."
-        )
+        wanted, received = [tuple(spec.shape) for spec in specs], [array.shape for array in arrays]
+        raise ValueError(f"`calibration_data` must have the shapes of the model's inputs, {wanted}. Received: {received}.")
     if any(array.dtype.kind == "f" and not np.isfinite(array).all() for array in arrays):
         raise ValueError("`calibration_data` must be finite. Received: an array with NaN or infinite values.")

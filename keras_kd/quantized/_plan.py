@@ -87,6 +87,7 @@ class _Call:
     """What a trace shows of a layer's call."""
 
     path: str
+    name: str  # the path, with a number where there are several calls
     layer: Any
     kind: str
     inputs: list[Any]  # tensors, one for each argument that is one
@@ -102,9 +103,9 @@ class _Planner:
     def __init__(self, plan: Plan, calls: list[_Call], graph: Any, outputs: list[Any]) -> None:
         self.plan, self.calls = plan, calls
         self.places = {operation.name: place for place, operation in enumerate(graph.get_operations())}
-        self.outputs = {id(_source(tensor)) for tensor in outputs}
-        self.made = {id(call.output): call for call in calls if call.output is not None and not self._is_input(call)}
-        self.ranges: dict[int, int] = {}  # by id of the tensor
+        self.outputs = {_key(tensor) for tensor in outputs}
+        self.made = {_key(call.output): call for call in calls if call.output is not None and not _is_input(call)}
+        self.ranges: dict[int, int] = {}  # by key of the tensor
         self.inside: set[int] = set()  # tensors between the parts of a group
         self.at_readers: set[int] = set()  # tensors that no layer gives: who reads them rounds them
         self.done: set[int] = set()  # calls that compute on integers
@@ -114,7 +115,7 @@ class _Planner:
         for call in self.calls:
             if id(call) in self.done:
                 continue
-            known = [tensor for tensor in call.inputs if id(_source(tensor)) in self.ranges.keys() | self.inside]
+            known = [tensor for tensor in call.inputs if _key(tensor) in self.ranges.keys() | self.inside]
             if call.kind == _kinds.KERNEL or (known and call.kind != _kinds.FLOAT):
                 self.quantize(call)
 
@@ -122,7 +123,7 @@ class _Planner:
         """Lets a call compute on integers."""
         self.done.add(id(call))
         numbers = [self.range_of_input(call, place) for place in range(len(call.inputs))]
-        if call.output is None or self._is_input(call):
+        if call.output is None or _is_input(call):
             return
         if call.kind in (_kinds.CARRIER, _kinds.POOL):
             self.carry(call, numbers[0])
@@ -131,8 +132,8 @@ class _Planner:
         elif call.kind == _kinds.KERNEL:
             self.finish_kernel(call)
         elif call.kind == _kinds.NORM:
-            if id(_source(call.inputs[0])) not in self.inside:
-                call.spot.inner["product"] = self.new(f"{call.path}, product")
+            if _key(call.inputs[0]) not in self.inside:
+                call.spot.inner["product"] = self.new(f"{call.name}, product")
             self.finish(call, self.is_followed(call, _kinds.RELU))
         elif call.kind == _kinds.FIXED:
             self.finish(call, False, FIXED_RANGES[_kinds.fixed_name(call.layer)])
@@ -144,13 +145,13 @@ class _Planner:
         """Plans what a layer with a kernel gives."""
         form = form_of(call.layer)
         if form is not None and form.has_between(call.layer):
-            call.spot.inner["between"] = self.new(f"{call.path}, between")
+            call.spot.inner["between"] = self.new(f"{call.name}, between")
         kind = _kinds.function_kind(getattr(call.layer, "activation", None))
         if kind in (_kinds.CARRIER, _kinds.RELU):
             folds = form is not None and form.folds and self.is_followed(call, _kinds.NORM)
             self.finish(call, kind == _kinds.CARRIER and (folds or self.is_followed(call, _kinds.RELU)))
             return
-        call.spot.inner["linear"] = self.new(f"{call.path}, before its activation")
+        call.spot.inner["linear"] = self.new(f"{call.name}, before its activation")
         if kind == _kinds.FLOAT:  # its reader rounds what it gives
             self.plan.floats.append(f"{call.path} (activation {getattr(call.layer.activation, '__name__', 'of its own')})")
         else:
@@ -160,46 +161,46 @@ class _Planner:
     def finish(self, call: _Call, inside: bool, fixed: tuple[float, float] | None = None) -> None:
         """Gives the output a range, unless it is inside a group."""
         if inside:
-            self.inside.add(id(call.output))
+            self.inside.add(_key(call.output))
         else:
-            call.spot.output = self.ranges[id(call.output)] = self.new(call.path, fixed)
+            call.spot.output = self.ranges[_key(call.output)] = self.new(call.name, fixed)
 
     def carry(self, call: _Call, number: int | None) -> None:
         """The output has the range of the input."""
         if number is not None:
-            self.ranges[id(call.output)] = number
+            self.ranges[_key(call.output)] = number
             call.spot.output = number if call.kind == _kinds.POOL else None
 
     def join(self, call: _Call, numbers: list[int | None]) -> None:
         """All inputs take the range of the output; an input with other readers keeps its own, too, and is rounded twice."""
         self.finish(call, False)
-        shared = self.ranges[id(call.output)]
+        shared = self.ranges[_key(call.output)]
         for place, number in enumerate(numbers):
-            source = _source(call.inputs[place])
-            maker = self.made.get(id(source))
-            alone = len(self.readers(source)) == 1 and id(source) not in self.outputs
+            key = _key(call.inputs[place])
+            maker = self.made.get(key)
+            alone = len(self.readers(call.inputs[place])) == 1 and key not in self.outputs
             if number is not None and alone and maker is not None and maker.spot.output == number and number not in self.plan.fixed:
-                maker.spot.output = self.ranges[id(source)] = shared
+                maker.spot.output = self.ranges[key] = shared
             elif number is not None:
                 call.spot.inputs[place] = shared
 
     def range_of_input(self, call: _Call, place: int) -> int | None:
         """The range of an input, which is made if it has none; None inside a group, and for what is no float."""
-        source = _source(call.inputs[place])
-        if not _is_float(source) or id(source) in self.inside:
+        key = _key(call.inputs[place])
+        if not _is_float(call.inputs[place]) or key in self.inside:
             return None
-        maker = self.made.get(id(source))
-        if id(source) not in self.ranges:
+        maker = self.made.get(key)
+        if key not in self.ranges:
             if maker is None:
-                self.ranges[id(source)] = self.new(f"input {place} of {call.path}")
-                self.at_readers.add(id(source))
+                self.ranges[key] = self.new(f"input {place} of {call.name}")
+                self.at_readers.add(key)
             elif maker.kind == _kinds.FLOAT or id(maker) in self.done:
-                maker.spot.output = self.ranges[id(source)] = self.new(maker.path)
+                maker.spot.output = self.ranges[key] = self.new(maker.name)
             else:
                 self.quantize(maker)
-        if id(source) in self.at_readers:
-            call.spot.inputs[place] = self.ranges[id(source)]
-        return self.ranges.get(id(source))
+        if key in self.at_readers:
+            call.spot.inputs[place] = self.ranges[key]
+        return self.ranges.get(key)
 
     def new(self, name: str, fixed: tuple[float, float] | None = None) -> int:
         """A new range."""
@@ -212,28 +213,18 @@ class _Planner:
     def is_followed(self, call: _Call, kind: str) -> bool:
         """Whether all that reads the output is one call of this kind."""
         readers = self.readers(call.output)
-        return len(readers) == 1 and readers[0] is not None and readers[0].kind == kind and id(call.output) not in self.outputs
+        return len(readers) == 1 and readers[0] is not None and readers[0].kind == kind and _key(call.output) not in self.outputs
 
     def readers(self, tensor: Any) -> list[_Call | None]:
         """The calls that read a tensor, each once; None stands for operations outside of all layers."""
-        found: dict[int, _Call | None] = {}
-        for operation in tensor.consumers():
-            if operation.type == "Shape":  # reads no values
-                continue
-            if _is_transparent(operation):
-                found |= {id(reader): reader for reader in self.readers(operation.outputs[0])}
-            else:
-                reader = self._call_of(operation)
-                found[id(reader)] = reader
+        maker = self.made.get(_key(tensor))
+        found = {id(call): call for call in map(self._call_of, _consumers(_source(tensor))) if call is not maker}
         return list(found.values())
 
     def _call_of(self, operation: Any) -> _Call | None:
         place = self.places[operation.name]
         index = bisect.bisect_right([call.start for call in self.calls], place) - 1
         return self.calls[index] if index >= 0 and place < self.calls[index].end else None
-
-    def _is_input(self, call: _Call) -> bool:
-        return any(call.output is tensor for tensor in call.inputs)  # dropout in inference
 
 
 def make_plan(model: keras.Model, bits_of: Callable[[str, Any], int | None], activation_bits: int | None, inputs: Any) -> Plan:
@@ -291,7 +282,7 @@ def _trace(model: keras.Model, kinds: dict[str, tuple[Any, str]], inputs: Any) -
             given = keras.tree.flatten(result)
             output = given[0] if len(given) == 1 and _is_float(given[0]) else None
             spot = Spot(kind, [None] * len(tensors))
-            calls.append(_Call(path, layer, kind, tensors, output, start, len(graph.get_operations()), spot))
+            calls.append(_Call(path, path, layer, kind, tensors, output, start, len(graph.get_operations()), spot))
             return result
 
         return function
@@ -304,7 +295,12 @@ def _trace(model: keras.Model, kinds: dict[str, tuple[Any, str]], inputs: Any) -
                 stack.enter_context(_taps.replace(layer, watched(path, graph)))
             outputs.extend(keras.tree.flatten(model(x, training=False)))
 
-    return calls, trace.get_concrete_function(inputs).graph, outputs
+    graph = trace.get_concrete_function(inputs).graph
+    for path in {call.path for call in calls}:
+        several = [call for call in calls if call.path == path]
+        for index, call in enumerate(several if len(several) > 1 else []):
+            call.name = f"{path}:{index}"
+    return calls, graph, outputs
 
 
 def _compressed(plan: Plan) -> Plan:
@@ -320,8 +316,29 @@ def _compressed(plan: Plan) -> Plan:
     return plan
 
 
+def _is_input(call: _Call) -> bool:
+    """Whether it gives its input on: dropout in inference."""
+    return any(_key(call.output) == _key(tensor) for tensor in call.inputs)
+
+
+def _consumers(tensor: Any) -> list[Any]:
+    """The operations that read a tensor's values."""
+    found: list[Any] = []
+    for operation in tensor.consumers():
+        if _is_transparent(operation):
+            found += _consumers(operation.outputs[0])
+        elif operation.type != "Shape":
+            found.append(operation)
+    return found
+
+
+def _key(tensor: Any) -> int:
+    """The same for all tensors of the same values."""
+    return id(_source(tensor))
+
+
 def _source(tensor: Any) -> Any:
-    """The tensor whose values it has."""
+    """The tensor whose values it has, in whatever precision."""
     operation = getattr(tensor, "op", None)
     while operation is not None and _is_transparent(operation):
         tensor = operation.inputs[0]

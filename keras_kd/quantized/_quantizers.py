@@ -36,22 +36,27 @@ def round_constant(x: Any, bits: int) -> Any:
 
 
 def round_kernel(kernel: Any, bits: int, mode: str) -> Any:
-    """Rounds a kernel by symmetric ranges that are its own extremes.
+    """Rounds a kernel by symmetric ranges that are its own extremes; the gradient passes as it is.
+
+    TensorFlow's own gradient is the same but for the extremes themselves: those it takes for clipped where float32 has put the
+    range's end a little inside.
 
     Args:
-        kernel: `(..., channels)`, float32.
+        kernel: `(..., channels)`, float32; of two or four axes for "channel".
         bits: 2 to 16.
         mode: "tensor": one range. "channel": one for each index of the last axis. "equal": one for all, written for every
             channel: the integers are those of "tensor", in the form that lets the converter fold batch normalisation.
     """
-    if mode == "tensor":
-        quantizer = _quantizers().LastValueQuantizer(bits, per_axis=False, symmetric=True, narrow_range=True)
-        return quantizer(kernel, training=True, weights=_slots())
-    quantizer = _quantizers().LastValueQuantizer(bits, per_axis=True, symmetric=True, narrow_range=True)
-    if mode == "channel":
-        return quantizer(kernel, training=True, weights=_slots())  # TF-MOT knows two and four axes
-    high = tf.stop_gradient(tf.fill([kernel.shape[-1]], tf.reduce_max(tf.abs(kernel))))
-    return quantizer(kernel, training=False, weights={"min_var": -high, "max_var": high})
+
+    @tf.custom_gradient
+    def straight_through(kernel: Any) -> tuple[Any, Any]:
+        quantizer = _quantizers().LastValueQuantizer(bits, per_axis=mode != "tensor", symmetric=True, narrow_range=True)
+        if mode != "equal":
+            return quantizer(kernel, training=True, weights=_slots()), lambda upstream: upstream
+        high = tf.fill([kernel.shape[-1]], tf.reduce_max(tf.abs(kernel)))
+        return quantizer(kernel, training=False, weights={"min_var": -high, "max_var": high}), lambda upstream: upstream
+
+    return straight_through(kernel)
 
 
 def extremes(x: Any) -> tuple[Any, Any]:

@@ -15,6 +15,7 @@ from keras_kd.quantized._forms import form_of
 from keras_kd.quantized._plan import Plan, Spot, find_leaves
 
 
+@keras.saving.register_keras_serializable(package="keras_kd")
 class Ranges(keras.layers.Layer):
     """The ranges of activations, as weights, so that checkpoints hold them.
 
@@ -23,7 +24,7 @@ class Ranges(keras.layers.Layer):
     """
 
     def __init__(self, count: int, **kwargs: Any) -> None:
-        super().__init__(trainable=False, dtype="float32", **kwargs)
+        super().__init__(**kwargs | {"trainable": False, "dtype": "float32"})
         self.count = count
         options: dict[str, Any] = {"initializer": "zeros", "trainable": False, "aggregation": "mean"}
         self.limits = self.add_weight(shape=(count, 2), name="limits", **options)
@@ -53,6 +54,11 @@ class Rounding:
             raise ValueError(f'The model "{model.name}" has no layers {", ".join(missing)}, which the plan rounds.')
         self.leaves = {path: leaves[path] for path in plan.spots}
         self.equal: set[str] = set()  # layers whose channels share one range, since few values of theirs are to stay few
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether any range has been measured."""
+        return bool(ops.convert_to_numpy(self.ranges.updates) > 0)
 
     @contextlib.contextmanager
     def active(self, *, update: bool = False, freeze: bool = False) -> Iterator[None]:
@@ -147,7 +153,9 @@ class _Pass:
         rounded_factor, rounded_addend = (ops.cast(_quantizers.round_constant(one, bits), x.dtype) for one in (factor, addend))
         product = x * rounded_factor
         rounded = self.rounded(product, spot.inner["product"])
-        if kwargs.get("training") and layer.trainable and layer.weights:  # the statistics of the batch, and the error of the rounding
+        if (
+            kwargs.get("training") and layer.trainable and layer.weights
+        ):  # the statistics of the batch, and the error of the rounding
             return call(*args, **kwargs) + tf.stop_gradient(rounded - product)
         return rounded + rounded_addend
 

@@ -1,4 +1,4 @@
-"""What is a model that computes as integers would? A Keras model around another one, to be evaluated, saved, loaded and exported."""
+"""What computes as integers would? A Keras model around another one, to be evaluated, saved, loaded and exported."""
 
 import contextlib
 import hashlib
@@ -66,7 +66,7 @@ class QuantizedModel(keras.Model):
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         """Runs the model with rounding."""
         with self._rounding.value.active():
-            return self.model(inputs, training=training, mask=mask)
+            return self.model(inputs, training=training, **({} if mask is None else {"mask": mask}))
 
     def get_config(self) -> dict[str, Any]:
         """Everything `__init__` takes."""
@@ -113,8 +113,8 @@ def copy_model(model: keras.Model) -> keras.Model:
         twin.set_weights(model.get_weights())
     except Exception as error:
         raise ValueError(
-            f'The model "{model.name}" cannot be made again from its config, so there is no quantised model of it: {error} Give its '
-            "classes a `get_config`."
+            f'The model "{model.name}" cannot be made again from its config, so there is no quantised model of it: {error} Give '
+            "its classes a `get_config`."
         ) from error
     return twin
 
@@ -124,7 +124,7 @@ _TRAINED: "weakref.WeakKeyDictionary[keras.Model, tuple[Plan, np.ndarray, set[st
 
 def remember(model: keras.Model, rounding: Rounding) -> None:
     """Keeps, for as long as the model lives, the ranges that its weights were trained with."""
-    limits = np.array(rounding.ranges.limits)
+    limits = keras.ops.convert_to_numpy(rounding.ranges.limits)
     with contextlib.suppress(TypeError):  # models of users that cannot be keys
         _TRAINED[model] = (rounding.plan, limits, set(rounding.equal), _fingerprint(model))
 
