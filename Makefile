@@ -51,6 +51,8 @@ bench: $(DEMO)  ## the benchmarks; results go to benchmarks/results
 	$(BIN)/python benchmarks/features.py
 	$(BIN)/python benchmarks/recorded.py
 	$(BIN)/python benchmarks/comparison.py
+	$(BIN)/python benchmarks/pruning.py
+	$(BIN)/python benchmarks/pruning.py --quality
 
 zoo: $(DEMO)  ## every loss on Fashion-MNIST, 3 seeds: about half an hour; goes on where it was stopped
 	$(BIN)/python benchmarks/zoo.py

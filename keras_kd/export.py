@@ -1,17 +1,25 @@
-"""How does a model leave Keras, and does the file say the same? Writes LiteRT files and runs them before it believes them."""
+"""How does a model leave Keras, and does the file say the same? Writes LiteRT and ONNX files, which are run before."""
 
-import contextlib
 import dataclasses
 import gzip
 import os
 import pathlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
+
+from keras_kd import _litert
+from keras_kd.callbacks import Quantization
+from keras_kd.quantized import QuantizedModel
+from keras_kd.quantized.model import trained_with_rounding
+
+_MODES = ("auto", "float32", "float16", "dynamic", "int8", "int4")
+# Largest difference allowed, relative to the largest output: for files that round as the model does, and for those that do not.
+_TOLERANCES = {"float32": 1e-3, "float16": 1e-2, "dynamic": 0.1, "int8": 0.1, "int4": 0.1, "int8 after training": 0.3}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +33,12 @@ class ExportReport:
         max_difference: largest absolute difference between the file's outputs and the model's.
         agreement: share of rows in which the largest output is the same, in [0, 1]; 1.0 for single-valued outputs.
         samples: number of samples that were compared.
+        quantization: "float32", "float16", "dynamic", "int8" or "int4"; "onnx" for ONNX files.
+        sparse: whether zeros are left out of the file.
+        input_dtypes: types of the inputs.
+        output_dtypes: types of the outputs.
+        operators: how often each operator occurs.
+        float_operators: operators that compute on floats.
     """
 
     path: pathlib.Path
@@ -33,31 +47,60 @@ class ExportReport:
     max_difference: float
     agreement: float
     samples: int
+    quantization: str = "float32"
+    sparse: bool = False
+    input_dtypes: tuple[str, ...] = ()
+    output_dtypes: tuple[str, ...] = ()
+    operators: dict[str, int] = dataclasses.field(default_factory=dict)
+    float_operators: tuple[str, ...] = ()
 
 
-def to_litert(model: keras.Model, path: str | os.PathLike[str], *, check_data: Any = None, tolerance: float = 1e-3) -> ExportReport:
-    """Writes `model` as a float LiteRT (`.tflite`) file, after running it against the model.
+def to_litert(
+    model: keras.Model,
+    path: str | os.PathLike[str],
+    *,
+    quantization: str = "auto",
+    representative_data: Any = None,
+    sparse: bool | str = "auto",
+    io_dtype: str = "float32",
+    check_data: Any = None,
+    tolerance: float | None = None,
+    min_agreement: float = 0.9,
+) -> ExportReport:
+    """Writes `model` as a LiteRT (`.tflite`) file, after running it against the model.
 
-    The file appears at `path` whole or not at all: it is written beside it, run in the LiteRT interpreter on `check_data`, and
-    moved into place only if its outputs are the model's. Models of other precisions (mixed_float16, float64) are exported, and
+    The file appears at `path` whole or not at all: it is run in the LiteRT interpreter on `check_data`, and written only if its
+    outputs are the model's and it is what was asked for. Models of other precisions (mixed_float16, float64) are exported, and
     compared, in float32. Recurrent layers keep the converter from a free batch size: their files take one sample at a time.
 
     Args:
-        model: a built Keras model; for a Distiller, its student.
+        model: a built Keras model, or a `QuantizedModel`; for a Distiller, its student.
         path: where to write. The folder must exist.
-        check_data: inputs to compare on, nested as the model takes them, of any number of samples. None is 8 seeded random
-            samples of the model's input shapes.
-        tolerance: largest difference allowed, relative to the largest output (or to 1, if that is larger).
+        quantization: "float32"; "float16": weights of half precision; "dynamic": int8 kernels, floats between the layers; "int8":
+            integers throughout; "int4": the same with kernels of 4 bits. "auto": int8 (or what its bits are) for a
+            `QuantizedModel` and for a model whose weights are still those that training with `callbacks.Quantization` left;
+            int8 where there is `representative_data`; float32 otherwise.
+        representative_data: inputs that ranges are measured on, for "int8" and "int4" of a model that was not trained for it.
+        sparse: whether the file leaves out zeros; "auto" does where a third of the kernels' weights or more is zero and the
+            file becomes smaller.
+        io_dtype: "float32", "int8" or "uint8": type of the inputs and outputs of a file of integers.
+        check_data: inputs to compare on, nested as the model takes them, of any number of samples. None is
+            `representative_data`, or 8 seeded random samples of the model's input shapes.
+        tolerance: largest difference allowed, relative to the largest output (or to 1, if that is larger). None is 1e-3 for
+            float32, 1e-2 for float16, 0.1 for integers, and 0.3 for integers of a model that was not trained for them.
+        min_agreement: smallest share of rows with the same largest output, where there is `check_data` or
+            `representative_data`.
 
     Returns:
         An `ExportReport`.
 
     Raises:
         TypeError: if `model` is no Keras model.
-        ValueError: if it is not built, or its input shapes are not known and `check_data` is missing.
+        ValueError: if it is not built, its input shapes are not known and `check_data` is missing, an argument has another value,
+            or `representative_data` is missing where it is needed.
         FileNotFoundError: if the folder does not exist.
-        RuntimeError: if TensorFlow's converter refuses the model, or the file's outputs are not the model's; nothing is left at
-            `path`.
+        RuntimeError: if TensorFlow's converter refuses the model, the file's outputs are not the model's, or a file of integers
+            has operators that compute on floats although "int8" or "int4" was asked for; nothing is left at `path`.
 
     Example:
 
@@ -66,23 +109,93 @@ def to_litert(model: keras.Model, path: str | os.PathLike[str], *, check_data: A
     >>> report.agreement, report.max_difference < 1e-5
     (1.0, True)
     """
-    model = getattr(model, "student", model)
-    if not isinstance(model, keras.Model):
-        raise TypeError(f"`model` must be a keras.Model. Received: model={model!r} of type {type(model).__name__}.")
-    if not model.built:
-        raise ValueError(f'`model` must be built. Received: the unbuilt model "{model.name}". Call it on a batch of data first.')
-    path = pathlib.Path(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f'`path` must lie in a folder that exists. Received: path="{path}". Create "{path.parent}" first.')
-    if path.is_dir():
-        raise IsADirectoryError(f'`path` must be a file. Received: path="{path}", a folder.')
+    model = _checked_model(model)
+    path = _checked_path(path)
+    _check_choice("quantization", quantization, _MODES)
+    _check_choice("io_dtype", io_dtype, ("float32", "int8", "uint8"))
+    if sparse not in (True, False, "auto"):
+        raise ValueError(f'`sparse` must be True, False or "auto". Received: sparse={sparse!r}.')
+    data = None if representative_data is None else _check_inputs(model, representative_data, "representative_data")
+    model, mode, measured = _prepared(model, quantization, data)
+    if io_dtype != "float32" and mode not in ("int8", "int4"):
+        raise ValueError(
+            f'`io_dtype` must be "float32" for a file of floats. Received: io_dtype="{io_dtype}", quantization="{mode}".'
+        )
     model = _in_float32(model)
-    inputs = _random_inputs(model) if check_data is None else _check_inputs(model, check_data)
-    content = _convert(model, inputs)
-    difference, agreement = _compare(model, content, inputs, tolerance)
+    real = check_data is not None or data is not None
+    inputs = _random_inputs(model) if not real else data if check_data is None else _check_inputs(model, check_data)
+    content, is_sparse = _smallest(model, inputs, _options(mode, measured, io_dtype), sparse)
+    operators, floats = _litert.operators(content)
+    if quantization in ("int8", "int4") and floats:
+        raise RuntimeError(
+            f"Not all of the file is integers: {', '.join(floats)} compute on floats. Nothing was written. Take layers that can "
+            'be quantised, or quantization="auto", which lets the others be.'
+        )
+    tolerance = _TOLERANCES["int8 after training" if measured is not None else mode] if tolerance is None else tolerance
+    difference, agreement = _compare(model, run_litert(content, inputs), inputs, tolerance)
+    if real and mode in ("int8", "int4") and agreement < min_agreement:
+        raise RuntimeError(
+            f"The file gives the model's class in {agreement:.1%} of {_samples(inputs)} samples (min_agreement={min_agreement:g}). "
+            "Nothing was written. Train with callbacks.Quantization, or give more representative data."
+        )
     _write_atomically(path, content)
-    samples = len(keras.tree.flatten(inputs)[0])
-    return ExportReport(path, len(content), len(gzip.compress(content, 9)), difference, agreement, samples)
+    opened = open_litert(content)
+    dtypes = [tuple(np.dtype(d["dtype"]).name for d in ds) for ds in (opened.get_input_details(), opened.get_output_details())]
+    sizes = len(content), len(gzip.compress(content, 9))
+    return ExportReport(
+        path, *sizes, difference, agreement, _samples(inputs), mode, is_sparse, dtypes[0], dtypes[1], operators, floats
+    )
+
+
+def to_onnx(
+    model: keras.Model, path: str | os.PathLike[str], *, check_data: Any = None, tolerance: float = 1e-3, opset: int = 17
+) -> ExportReport:
+    """Writes `model` as an ONNX file, after running it in onnxruntime against the model.
+
+    It needs the extra `onnx` (tf2onnx, onnx, onnxruntime). A `QuantizedModel` has pairs of QuantizeLinear and DequantizeLinear
+    where it rounds activations, and kernels that are rounded already.
+
+    Args:
+        model: a built Keras model, or a `QuantizedModel`; for a Distiller, its student.
+        path: where to write. The folder must exist.
+        check_data: inputs to compare on; see `to_litert`.
+        tolerance: largest difference allowed, relative to the largest output (or to 1, if that is larger).
+        opset: version of ONNX's operators.
+
+    Returns:
+        An `ExportReport`.
+
+    Raises:
+        ImportError: if tf2onnx or onnxruntime is not installed.
+        TypeError: if `model` is no Keras model.
+        ValueError: if it is not built, or its input shapes are not known and `check_data` is missing.
+        FileNotFoundError: if the folder does not exist.
+        RuntimeError: if the file's outputs are not the model's; nothing is left at `path`.
+    """
+    try:
+        import onnxruntime
+        import tf2onnx
+    except ImportError as error:
+        raise ImportError("ONNX files need tf2onnx and onnxruntime: pip install 'keras-kd[onnx]'") from error
+    model = _in_float32(_checked_model(model))
+    path = _checked_path(path)
+    inputs = _random_inputs(model) if check_data is None else _check_inputs(model, check_data)
+    function, specs = _litert.serving_function(model, inputs, None)
+    with _litert.quiet_tensorflow():
+        made, _ = tf2onnx.convert.from_function(_positional(function, specs), input_signature=list(specs.values()), opset=opset)
+    content = made.SerializeToString()
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    arrays = [np.asarray(array) for array in keras.tree.flatten(inputs)]
+    types = {entry.name: entry.type for entry in session.get_inputs()}
+    given = {name: array.astype(_onnx_dtype(types[name])) for name, array in zip(specs, arrays, strict=True)}
+    names = sorted((entry.name for entry in session.get_outputs()), key=lambda name: int(name.split("_")[1].split(":")[0]))
+    difference, agreement = _compare(model, session.run(names, given), inputs, tolerance)
+    _write_atomically(path, content)
+    operators: dict[str, int] = {}
+    for node in made.graph.node:
+        operators[node.op_type] = operators.get(node.op_type, 0) + 1
+    sizes = len(content), len(gzip.compress(content, 9))
+    return ExportReport(path, *sizes, difference, agreement, _samples(inputs), "onnx", operators=operators)
 
 
 def run_litert(file: str | os.PathLike[str] | bytes, inputs: Any, *, threads: int = 1) -> list[np.ndarray]:
@@ -90,23 +203,13 @@ def run_litert(file: str | os.PathLike[str] | bytes, inputs: Any, *, threads: in
 
     Args:
         file: a path, or the file's content.
-        inputs: arrays nested as the Keras model takes them, in its order.
+        inputs: arrays nested as the Keras model takes them, in its order; floats, also where the file takes integers.
         threads: number of threads of the interpreter.
 
     Returns:
-        The outputs in `keras.tree.flatten` order of the Keras model's.
+        The outputs in `keras.tree.flatten` order of the Keras model's; floats, also where the file gives integers.
     """
-    interpreter = open_litert(file, threads=threads)
-    arrays = [np.asarray(array) for array in keras.tree.flatten(inputs)]
-    runner = interpreter.get_signature_runner("serving_default")
-    names = [f"input_{index}" for index in range(len(arrays))]
-    types = runner.get_input_details()
-    given = {name: array.astype(types[name]["dtype"]) for name, array in zip(names, arrays, strict=True)}
-    one_by_one = any(detail["shape_signature"][0] == 1 for detail in interpreter.get_input_details())
-    batches = [{name: given[name][i : i + 1] for name in names} for i in range(len(arrays[0]))] if one_by_one else [given]
-    # Copies: what the runner gives may be views of memory that goes with the interpreter.
-    outputs = [{name: np.array(value) for name, value in runner(**batch).items()} for batch in batches]
-    return [np.concatenate([part[f"output_{index}"] for part in outputs]) for index in range(len(outputs[0]))]
+    return _litert.run(open_litert(file, threads=threads), [np.asarray(array) for array in keras.tree.flatten(inputs)])
 
 
 def open_litert(file: str | os.PathLike[str] | bytes, *, threads: int = 1) -> Any:
@@ -115,6 +218,135 @@ def open_litert(file: str | os.PathLike[str] | bytes, *, threads: int = 1) -> An
 
     where = {"model_content": file} if isinstance(file, bytes) else {"model_path": os.fspath(file)}
     return Interpreter(**where, num_threads=threads)
+
+
+def _checked_model(model: Any) -> keras.Model:
+    model = getattr(model, "student", model)
+    if not isinstance(model, keras.Model):
+        raise TypeError(f"`model` must be a keras.Model. Received: model={model!r} of type {type(model).__name__}.")
+    if not model.built:
+        raise ValueError(f'`model` must be built. Received: the unbuilt model "{model.name}". Call it on a batch of data first.')
+    return model
+
+
+def _checked_path(path: Any) -> pathlib.Path:
+    path = pathlib.Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f'`path` must lie in a folder that exists. Received: path="{path}". Create "{path.parent}" first.')
+    if path.is_dir():
+        raise IsADirectoryError(f'`path` must be a file. Received: path="{path}", a folder.')
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(f'`path` must lie in a folder that can be written to. Received: path="{path}".')
+    return path
+
+
+def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"`{name}` must be one of {', '.join(choices)}. Received: {name}={value!r}.")
+
+
+def _prepared(model: keras.Model, quantization: str, data: Any) -> tuple[keras.Model, str, Any]:
+    """The model to convert, what its file is to be, and the data on which the converter measures ranges, if it does."""
+    if quantization in ("auto", "int8", "int4") and not isinstance(model, QuantizedModel):
+        bits = {"int8": 8, "int4": 4}.get(quantization)
+        trained = trained_with_rounding(model)
+        if trained is not None and (bits is None or _integers_of(trained) == quantization):
+            model = trained
+        elif bits is not None and data is None:
+            raise ValueError(
+                f'quantization="{quantization}" needs `representative_data`, or a model that was trained with '
+                f'callbacks.Quantization. Received: the plain model "{model.name}".'
+            )
+        elif bits == 4:
+            model = Quantization(4, calibration_data=data).quantize(model)
+    if isinstance(model, QuantizedModel):
+        found = _integers_of(model)
+        if quantization not in ("auto", found):
+            raise ValueError(
+                f'What "{model.name}" rounds makes a file of {found}. Received: quantization="{quantization}". Take "auto", or '
+                "export the plain model inside, `model.model`."
+            )
+        return model.with_rounded_kernels() if found == "dynamic" else model, found, None
+    if quantization == "auto":
+        quantization = "float32" if data is None else "int8"
+    return model, quantization, data if quantization == "int8" else None
+
+
+def _integers_of(model: QuantizedModel) -> str:
+    """What file a quantised model makes."""
+    plan = model.plan
+    if any(bits > 8 for bits in plan.bits.values()) or plan.activation_bits not in (None, 8):
+        raise ValueError(
+            "LiteRT has kernels of up to 8 bits, and activations of 8. Received: a model of kernels of "
+            f"{', '.join(str(bits) for bits in sorted(set(plan.bits.values())))} bits and activations of {plan.activation_bits}."
+        )
+    if plan.activation_bits is None:
+        return "dynamic"
+    return "int4" if plan.bits and max(plan.bits.values()) <= 4 else "int8"
+
+
+def _options(mode: str, data: Any, io_dtype: str) -> Callable[[Any], None]:
+    """A function that sets the converter's options."""
+
+    def configure(converter: Any) -> None:
+        if mode == "float32":
+            return
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        if mode == "float16":
+            converter.target_spec.supported_types = [tf.float16]
+        if data is not None:
+            arrays = [np.asarray(array) for array in keras.tree.flatten(data)]
+
+            def samples() -> Any:
+                for i in range(min(len(arrays[0]), 500)):
+                    yield {f"input_{index}": array[i : i + 1] for index, array in enumerate(arrays)}
+
+            converter.representative_dataset = samples
+        if io_dtype != "float32":
+            converter.inference_input_type = converter.inference_output_type = tf.as_dtype(io_dtype)
+
+    return configure
+
+
+def _smallest(model: keras.Model, inputs: Any, configure: Callable[[Any], None], sparse: bool | str) -> tuple[bytes, bool]:
+    """The file's content, and whether it leaves zeros out."""
+    if sparse is not True:
+        content = _litert.convert(model, inputs, configure)
+        if sparse is False or _sparsity(model) < 1 / 3:
+            return content, False
+
+    def configure_sparse(converter: Any) -> None:
+        configure(converter)
+        converter.optimizations = [*converter.optimizations, tf.lite.Optimize.EXPERIMENTAL_SPARSITY]
+
+    if sparse is True:
+        return _litert.convert(model, inputs, configure_sparse), True
+    try:
+        smaller = _litert.convert(model, inputs, configure_sparse)
+        same = all(
+            np.array_equal(one, other) for one, other in zip(run_litert(smaller, inputs), run_litert(content, inputs), strict=True)
+        )
+    except (RuntimeError, ValueError):  # LiteRT has sparse kernels for some operators
+        return content, False
+    return (smaller, True) if same and len(smaller) < len(content) else (content, False)
+
+
+def _sparsity(model: keras.Model) -> float:
+    """Share of zeros in weights of two axes and more."""
+    kernels = [np.asarray(weight) for weight in model.get_weights() if weight.ndim > 1]
+    return sum(int(np.sum(kernel == 0)) for kernel in kernels) / max(sum(kernel.size for kernel in kernels), 1)
+
+
+def _samples(inputs: Any) -> int:
+    return len(keras.tree.flatten(inputs)[0])
+
+
+def _positional(function: Any, specs: dict[str, Any]) -> Any:
+    return tf.function(lambda *tensors: function(**dict(zip(specs, tensors, strict=True))))
+
+
+def _onnx_dtype(name: str) -> str:
+    return {"tensor(float)": "float32", "tensor(double)": "float64"}.get(name, name.removeprefix("tensor(").removesuffix(")"))
 
 
 def _in_float32(model: keras.Model) -> keras.Model:
@@ -144,8 +376,8 @@ def _in_float32(model: keras.Model) -> keras.Model:
     return twin
 
 
-def _check_inputs(model: keras.Model, data: Any) -> Any:
-    """`check_data` as arrays, in the order of the model's inputs."""
+def _check_inputs(model: keras.Model, data: Any, name: str = "check_data") -> Any:
+    """Data as arrays, in the order of the model's inputs."""
     if isinstance(data, dict) and getattr(model, "inputs", None) and not isinstance(getattr(model, "_inputs_struct", None), dict):
         data = [data[tensor.name] for tensor in model.inputs]
     try:
@@ -155,64 +387,10 @@ def _check_inputs(model: keras.Model, data: Any) -> Any:
     arrays = keras.tree.flatten(data)
     if not arrays or any(array.ndim == 0 or len(array) == 0 or array.dtype == object for array in arrays):
         raise ValueError(
-            "`check_data` must be an array of samples, or arrays nested as the model takes them, with at least one sample. "
+            f"`{name}` must be an array of samples, or arrays nested as the model takes them, with at least one sample. "
             f"Received: shapes {[array.shape for array in arrays]}."
         )
     return data
-
-
-def _convert(model: keras.Model, inputs: Any) -> bytes:
-    """Converts for any batch size, or where the converter cannot, for one sample."""
-    try:
-        return _convert_for(model, inputs, None)
-    except Exception as error:
-        try:
-            return _convert_for(model, inputs, 1)
-        except Exception:
-            reason = next((line for line in str(error).splitlines() if line.strip()), "")
-            raise RuntimeError(f'TensorFlow\'s converter refuses "{model.name}". Nothing was written. It says: {reason}') from error
-
-
-def _convert_for(model: keras.Model, inputs: Any, batch: int | None) -> bytes:
-    known = getattr(model, "inputs", None)
-    if known:
-        template = model._inputs_struct if hasattr(model, "_inputs_struct") else known[0]
-        shapes = [(batch, *tensor.shape[1:]) for tensor in known]
-        dtypes = [tensor.dtype for tensor in known]
-    else:
-        template = inputs
-        shapes = [(batch, *np.shape(array)[1:]) for array in keras.tree.flatten(inputs)]
-        dtypes = [np.asarray(array).dtype for array in keras.tree.flatten(inputs)]
-    specs = {
-        f"input_{index}": tf.TensorSpec(shape, dtype, name=f"input_{index}")
-        for index, (shape, dtype) in enumerate(zip(shapes, dtypes, strict=True))
-    }
-
-    @tf.function
-    def serving_default(**tensors: Any) -> Any:
-        ordered = [tensors[name] for name in specs]
-        nested = keras.tree.pack_sequence_as(template, ordered) if keras.tree.is_nested(template) else ordered[0]
-        outputs = keras.tree.flatten(model(nested, training=False))
-        return {f"output_{index}": tf.identity(output) for index, output in enumerate(outputs)}
-
-    module = tf.Module()
-    # The TensorFlow variables inside Keras' own: the saver finds no others, and the file would hold uninitialised memory.
-    module.kept = [variable.value for variable in model.variables]
-    with tempfile.TemporaryDirectory() as folder, _quiet_tensorflow():
-        tf.saved_model.save(module, folder, signatures={"serving_default": serving_default.get_concrete_function(**specs)})
-        return tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=["serving_default"]).convert()
-
-
-@contextlib.contextmanager
-def _quiet_tensorflow() -> Iterator[None]:
-    """Keeps TensorFlow from saying where the temporary files lie."""
-    logger = tf.get_logger()
-    level = logger.level
-    logger.setLevel("WARNING")
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def _random_inputs(model: keras.Model) -> Any:
@@ -229,10 +407,11 @@ def _random_inputs(model: keras.Model) -> Any:
     return keras.tree.pack_sequence_as(model._inputs_struct, arrays) if hasattr(model, "_inputs_struct") else arrays[0]
 
 
-def _compare(model: keras.Model, content: bytes, inputs: Any, tolerance: float) -> tuple[float, float]:
+def _compare(model: keras.Model, found: list[np.ndarray], inputs: Any, tolerance: float) -> tuple[float, float]:
+    """Largest difference and agreement of a file's outputs with the model's; raises if they differ too much."""
     expected = [np.asarray(output, "float64") for output in keras.tree.flatten(model.predict(inputs, verbose=0))]
-    found = [np.asarray(output, "float64") for output in run_litert(content, inputs)]
-    for outputs, whose in ((expected, "model"), (found, "LiteRT file")):
+    found = [np.asarray(output, "float64") for output in found]
+    for outputs, whose in ((expected, "model"), (found, "file")):
         if not all(np.all(np.isfinite(output)) for output in outputs):
             raise RuntimeError(f"The {whose} gives NaN or infinite outputs on `check_data`. Nothing was written.")
     difference, agreement = 0.0, 1.0
@@ -243,7 +422,7 @@ def _compare(model: keras.Model, content: bytes, inputs: Any, tolerance: float) 
     scale = max(1.0, *(float(np.max(np.abs(want))) for want in expected))
     if not difference <= tolerance * scale:
         raise RuntimeError(
-            f"The LiteRT file does not compute what the model computes: the largest difference is {difference:.3g} for outputs of "
+            f"The file does not compute what the model computes: the largest difference is {difference:.3g} for outputs of "
             f"up to {scale:.3g} (tolerance={tolerance:g}), the same class in {agreement:.1%}. Nothing was written."
         )
     return difference, agreement

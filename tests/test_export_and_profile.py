@@ -8,7 +8,7 @@ import pytest
 from keras import layers
 
 import keras_kd
-from keras_kd import export, profile
+from keras_kd import _litert, export, profile
 from tests.conftest import classifier
 
 
@@ -162,9 +162,9 @@ def test_check_data_that_is_no_data_is_named(data, tmp_path):
 
 
 def test_a_model_that_the_converter_refuses_is_named(tmp_path, monkeypatch):
-    def refuse(model, inputs, batch):
+    def refuse(model, inputs, batch, configure):
         raise TypeError("\n\nno kernel for frobnicate\nmore")
 
-    monkeypatch.setattr(export, "_convert_for", refuse)
+    monkeypatch.setattr(_litert, "convert_for", refuse)
     with pytest.raises(RuntimeError, match='refuses ".*". Nothing was written. It says: no kernel for frobnicate'):
         export.to_litert(conv_net(), tmp_path / "m.tflite")

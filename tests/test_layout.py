@@ -18,7 +18,7 @@ FLOORS = [
     {"_outputs", "_taps", "_tfmot", "schedules"},
     {"layers", "losses", "metrics", "regularizers", "quantized"},
     {"_terms", "teachers", "recording", "callbacks"},
-    {"_finite", "_distribute", "_logs", "distiller", "mutual", "export"},
+    {"_finite", "_distribute", "_logs", "distiller", "mutual", "_litert", "export"},
     {"profile", "report"},
     {"demo"},
     {"cli", "__main__"},

@@ -105,7 +105,7 @@ class Quantization(keras.callbacks.Callback):
         self.start_step = start_step
         self.freeze_step = freeze_step
         self.momentum = momentum
-        self._rounding: Rounding | None = None
+        self._rounding: Any = None  # a `Rounding`
         self._functions: dict[str, Any] = {}
         self._phase: str | None = None  # None: not in `fit`
         self._warned = False
@@ -184,18 +184,43 @@ class Quantization(keras.callbacks.Callback):
         quantized.ranges.set_weights(rounding.ranges.get_weights())
         return quantized
 
+    def quantize(self, model: keras.Model) -> quantized_models.QuantizedModel:
+        """Quantises a model after its training, by ranges of the calibration data alone.
+
+        Args:
+            model: a built model; it is not touched.
+
+        Returns:
+            A `keras_kd.quantized.QuantizedModel`.
+
+        Raises:
+            ValueError: if there is no `calibration_data`, or as `fit` does.
+        """
+        if self.calibration_data is None and self.activation_bits is not None:
+            raise ValueError(
+                "`calibration_data` must be given to measure ranges without training. Received: calibration_data=None."
+            )
+        self.set_model(model)
+        rounding = self._prepare()
+        try:
+            if self.calibration_data is not None and not rounding.is_begun:
+                self._calibrate(rounding)
+            return self.quantized_model()
+        finally:
+            self._detach()
+
     def activation_ranges(self) -> dict[str, tuple[float, float]]:
         """Lowest and highest value of each range, by the layer that gives it."""
         rounding = self._rounding
         if rounding is None:
             return {}
-        limits = [tuple(float(limit) for limit in pair) for pair in keras.ops.convert_to_numpy(rounding.ranges.limits)]
+        limits = [(float(low), float(high)) for low, high in keras.ops.convert_to_numpy(rounding.ranges.limits)]
         return {name: rounding.plan.fixed.get(i, limits[i]) for i, name in enumerate(rounding.plan.names)}
 
     # How
 
     def _prepare(self) -> Rounding:
-        student = getattr(self.model, "student", self.model)
+        student: Any = getattr(self.model, "student", self.model)
         if not student.built:
             raise ValueError(
                 f'The model "{student.name}" is not built, so what to round is not known. Call it on a batch of data first.'
@@ -210,7 +235,7 @@ class Quantization(keras.callbacks.Callback):
         return self._rounding
 
     def _detach(self) -> None:
-        vars(self.model).pop("_keras_kd_ranges", None)
+        self.model.__dict__.pop("_keras_kd_ranges", None)
 
     def _specs(self, student: keras.Model) -> Any:
         specs = _taps.input_specs(student)
@@ -226,8 +251,8 @@ class Quantization(keras.callbacks.Callback):
 
     def _bits_of(self, student: keras.Model) -> Callable[[str, Any], int | None]:
         """A function that gives the bits of a layer's kernels."""
-        choices = self.num_bits if isinstance(self.num_bits, dict) else None
-        if choices is None:
+        choices: dict[Any, int] = self.num_bits if isinstance(self.num_bits, dict) else {}
+        if not choices:
             listed = self.layers if isinstance(self.layers, (list, tuple, set)) else [self.layers]
             choices = dict.fromkeys(listed, self.num_bits) if self.layers is not None else {None: self.num_bits}
         leaves = {path: layer for path, layer in find_leaves(student).items() if _kinds.kind_of(layer) == _kinds.KERNEL}

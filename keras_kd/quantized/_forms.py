@@ -97,7 +97,7 @@ class Form:
         return self.per_channel
 
 
-FORMS: dict[type, Form] = {
+FORMS: dict[Any, Form] = {
     layers.Dense: Form(_dense, "kernel", per_channel=False),
     layers.EinsumDense: Form(_einsum, "kernel", per_channel=False),
     layers.Embedding: Form(_embedding, "embeddings", per_channel=False),

@@ -172,17 +172,17 @@ class _Planner:
             call.spot.output = number if call.kind == _kinds.POOL else None
 
     def join(self, call: _Call, numbers: list[int | None]) -> None:
-        """All inputs take the range of the output; an input with other readers keeps its own, too, and is rounded twice."""
+        """Inputs that nobody else reads take the range of the output; the converter rounds the others a second time."""
         self.finish(call, False)
         shared = self.ranges[_key(call.output)]
         for place, number in enumerate(numbers):
             key = _key(call.inputs[place])
             maker = self.made.get(key)
             alone = len(self.readers(call.inputs[place])) == 1 and key not in self.outputs
-            if number is not None and alone and maker is not None and maker.spot.output == number and number not in self.plan.fixed:
-                maker.spot.output = self.ranges[key] = shared
-            elif number is not None:
+            if key in self.at_readers:
                 call.spot.inputs[place] = shared
+            elif alone and number not in self.plan.fixed and maker is not None and maker.spot.output == number:
+                maker.spot.output = self.ranges[key] = shared
 
     def range_of_input(self, call: _Call, place: int) -> int | None:
         """The range of an input, which is made if it has none; None inside a group, and for what is no float."""

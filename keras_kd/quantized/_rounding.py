@@ -53,6 +53,7 @@ class Rounding:
         if missing:
             raise ValueError(f'The model "{model.name}" has no layers {", ".join(missing)}, which the plan rounds.')
         self.leaves = {path: leaves[path] for path in plan.spots}
+        self.forms = {path: form for path in plan.bits if (form := form_of(self.leaves[path])) is not None}
         self.equal: set[str] = set()  # layers whose channels share one range, since few values of theirs are to stay few
 
     @property
@@ -77,6 +78,28 @@ class Rounding:
         if update:
             passage.store()
 
+    def rounded_kernel(self, path: str, name: str) -> Any:
+        """A kernel as integers would hold it, with a leading axis of one for convolutions over one axis."""
+        layer, bits = self.leaves[path], self.plan.bits[path]
+        variable = _variable(layer, name)
+        kernel = tf.cast(tf.convert_to_tensor(variable._value), tf.float32)  # `value` would be cast to the compute dtype first
+        if not self.forms[path].per_channel:
+            return _quantizers.round_kernel(kernel, bits, "tensor")
+        mode = "equal" if path in self.equal else "channel"
+        kernel = kernel[None] if layer.rank == 1 else kernel
+        if name == "depthwise_kernel" or isinstance(layer, keras.layers.DepthwiseConv1D | keras.layers.DepthwiseConv2D):
+            height, width, channels, multiplier = shape = kernel.shape
+            flat = tf.reshape(kernel, (height, width, 1, channels * multiplier))
+            return tf.reshape(_quantizers.round_kernel(flat, bits, mode), shape)
+        return _quantizers.round_kernel(kernel, bits, mode)
+
+    def round_kernels(self) -> None:
+        """Gives the model's kernels their rounded values."""
+        for path, form in self.forms.items():
+            for name in form.kernels:
+                variable = _variable(self.leaves[path], name)
+                variable.assign(tf.reshape(self.rounded_kernel(path, name), variable.shape))
+
 
 class _Pass:
     """What a thread does in one context."""
@@ -86,7 +109,9 @@ class _Pass:
         self.calls: collections.Counter[str] = collections.Counter()
         self.graph = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
         self.old = [tf.unstack(pair) for pair in tf.unstack(tf.convert_to_tensor(rounding.ranges.limits))]
-        self.now, self.seen = list(self.old), {}
+        self.now = list(self.old)
+        self.seen: dict[int, tuple[Any, Any]] = {}  # extremes in this pass
+        self.bits = self.plan.activation_bits or 8
         if update:
             updates = tf.convert_to_tensor(rounding.ranges.updates)
             self.rate = tf.maximum(1.0 - rounding.momentum, 1.0 / (updates + 1.0))
@@ -128,29 +153,29 @@ class _Pass:
         if spot.kind == _kinds.NORM and "product" in spot.inner:
             return self.norm(layer, spot, call, args, kwargs)
         if spot.kind == _kinds.GATE and spot.output is not None:
-            return _gated(args[0], self.plan)
+            return _gated(args[0], self.bits)
         return call(*args, **kwargs)
 
     def with_kernel(self, path: str, layer: Any, spot: Spot, x: Any) -> Any:
         """A layer with rounded kernels."""
-        form = form_of(layer)
 
         def weight(name: str) -> Any:
-            mode = ("equal" if path in self.rounding.equal else "channel") if form.per_channel else "tensor"
-            return ops.cast(_rounded_kernel(layer, name, self.plan.bits[path], mode), layer.compute_dtype)
+            return ops.cast(self.rounding.rounded_kernel(path, name), layer.compute_dtype)
 
-        linear = form.compute(layer, x, weight, lambda between: self.rounded(between, spot.inner.get("between")))
+        linear = self.rounding.forms[path].compute(
+            layer, x, weight, lambda between: self.rounded(between, spot.inner.get("between"))
+        )
         linear = self.rounded(linear, spot.inner.get("linear"))
         activation = getattr(layer, "activation", None)
         if "linear" in spot.inner and _kinds.function_kind(activation) == _kinds.GATE:
-            return _gated(linear, self.plan)
+            return _gated(linear, self.bits)
         return linear if activation is None else activation(linear)
 
     def norm(self, layer: Any, spot: Spot, call: Any, args: Any, kwargs: Any) -> Any:
         """A normalisation that no convolution takes in, or a rescaling: a product and a sum, both of integers."""
-        x, bits = args[0], self.plan.activation_bits
+        x = args[0]
         factor, addend = _factor_and_addend(layer)
-        rounded_factor, rounded_addend = (ops.cast(_quantizers.round_constant(one, bits), x.dtype) for one in (factor, addend))
+        rounded_factor, rounded_addend = (ops.cast(_quantizers.round_constant(one, self.bits), x.dtype) for one in (factor, addend))
         product = x * rounded_factor
         rounded = self.rounded(product, spot.inner["product"])
         if (
@@ -163,12 +188,12 @@ class _Pass:
         """Rounds an activation to one of the ranges, which may follow it first."""
         if number is None or not (tf.is_tensor(x) and x.dtype.is_floating):
             return x
-        bits = self.plan.activation_bits
         if number in self.plan.fixed:
-            return _quantizers.round_tensor(x, *self.plan.fixed[number], bits)
+            return _quantizers.round_tensor(x, *self.plan.fixed[number], self.bits)
         if self.update and (self.graph is None or tf.compat.v1.get_default_graph() is self.graph):
             self.follow(x, number)
-        return _quantizers.round_tensor(x, *self.now[number], bits)
+        low, high = self.now[number]
+        return _quantizers.round_tensor(x, low, high, self.bits)
 
     def follow(self, x: Any, number: int) -> None:
         """Moves a range towards the extremes of a batch."""
@@ -190,22 +215,12 @@ def _factor_and_addend(layer: Any) -> tuple[Any, Any]:
     return factor, (layer.beta if layer.center else 0.0) - layer.moving_mean * factor
 
 
-def _gated(x: Any, plan: Plan) -> Any:
+def _gated(x: Any, bits: int) -> Any:
     """x * sigmoid(x), with the sigmoid as LiteRT has it."""
-    return x * _quantizers.round_tensor(ops.sigmoid(x), *_quantizers.FIXED_RANGES["sigmoid"], plan.activation_bits)
+    return x * _quantizers.round_tensor(ops.sigmoid(x), *_quantizers.FIXED_RANGES["sigmoid"], bits)
 
 
-def _rounded_kernel(layer: Any, name: str, bits: int, mode: str) -> Any:
-    """A kernel as integers would hold it, with a leading axis of one for layers over one axis that run over two."""
+def _variable(layer: Any, name: str) -> Any:
+    """The Keras variable of a kernel; some layers hold it under a name with an underscore."""
     variable = getattr(layer, f"_{name}", None)
-    variable = getattr(layer, name) if variable is None else variable
-    kernel = tf.cast(tf.convert_to_tensor(variable._value), tf.float32)  # `value` would be cast to the compute dtype first
-    if mode == "tensor":
-        return _quantizers.round_kernel(kernel, bits, mode)
-    if layer.rank == 1:
-        kernel = kernel[None]
-    if name == "depthwise_kernel" or isinstance(layer, keras.layers.DepthwiseConv1D | keras.layers.DepthwiseConv2D):
-        height, width, channels, multiplier = shape = kernel.shape
-        flat = tf.reshape(kernel, (height, width, 1, channels * multiplier))
-        return tf.reshape(_quantizers.round_kernel(flat, bits, mode), shape)
-    return _quantizers.round_kernel(kernel, bits, mode)
+    return getattr(layer, name) if variable is None else variable

@@ -63,10 +63,27 @@ class QuantizedModel(keras.Model):
         self._rounding.value.equal = set(self.channels_together)
         self.built = model.built
 
+    @property
+    def inputs(self) -> Any:
+        """Symbolic inputs of the model inside; None if it has none."""
+        return getattr(self.model, "inputs", None)
+
+    @property
+    def _inputs_struct(self) -> Any:
+        return getattr(self.model, "_inputs_struct", self.inputs[0] if self.inputs else None)
+
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         """Runs the model with rounding."""
         with self._rounding.value.active():
             return self.model(inputs, training=training, **({} if mask is None else {"mask": mask}))
+
+    def with_rounded_kernels(self) -> keras.Model:
+        """Makes a plain model whose kernels have their rounded values; its activations are not rounded."""
+        plain = copy_model(self.model)
+        rounding = Rounding(plain, self.plan, self.ranges)
+        rounding.equal = set(self.channels_together)
+        rounding.round_kernels()
+        return plain
 
     def get_config(self) -> dict[str, Any]:
         """Everything `__init__` takes."""

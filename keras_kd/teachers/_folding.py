@@ -56,7 +56,7 @@ def _only_reader(layer: Any, nodes: list[Any], given: set[int]) -> Any:
     if len(calls) != 1 or id(calls[0].outputs[0]) in given:
         return None
     readers = [node for node in nodes if any(parent is calls[0] for parent in node.parent_nodes)]
-    norm = readers[0].operation if len(readers) == 1 else None
+    norm: Any = readers[0].operation if len(readers) == 1 else None
     fits = (
         type(norm) is layers.BatchNormalization
         and sum(node.operation is norm for node in nodes) == 1

@@ -1,0 +1,144 @@
+"""What do the converter and the interpreter need? Turns Keras models into LiteRT files, runs them, and says what is in them."""
+
+import collections
+import contextlib
+import functools
+import io
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+# Operations on shapes, and those that turn numbers into integers or back at the border.
+_NEUTRAL = {"QUANTIZE", "DEQUANTIZE", "SHAPE", "DELEGATE"}
+
+
+def convert(model: keras.Model, inputs: Any, configure: Callable[[Any], None]) -> bytes:
+    """Converts for any batch size, or where the converter cannot, for one sample.
+
+    Args:
+        model: a built model.
+        inputs: arrays nested as it takes them, for models that do not know their input shapes.
+        configure: sets the converter's options.
+
+    Raises:
+        RuntimeError: if the converter refuses the model.
+    """
+    try:
+        return convert_for(model, inputs, None, configure)
+    except Exception as error:
+        try:
+            return convert_for(model, inputs, 1, configure)
+        except Exception:
+            reason = next((line for line in str(error).splitlines() if line.strip()), "")
+            raise RuntimeError(f'TensorFlow\'s converter refuses "{model.name}". Nothing was written. It says: {reason}') from error
+
+
+def convert_for(model: keras.Model, inputs: Any, batch: int | None, configure: Callable[[Any], None]) -> bytes:
+    """Converts for one batch size."""
+    function, specs = serving_function(model, inputs, batch)
+    module = tf.Module()
+    # The TensorFlow variables inside Keras' own: the saver finds no others, and the file would hold uninitialised memory.
+    module.kept = [variable.value for variable in model.variables]
+    with tempfile.TemporaryDirectory() as folder, quiet_tensorflow():
+        tf.saved_model.save(module, folder, signatures={"serving_default": function.get_concrete_function(**specs)})
+        converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=["serving_default"])
+        configure(converter)
+        return converter.convert()
+
+
+def serving_function(model: keras.Model, inputs: Any, batch: int | None) -> tuple[Any, dict[str, Any]]:
+    """A `tf.function` of the model with inputs `input_0` and on and outputs `output_0` and on, and the specs of its inputs."""
+    known = getattr(model, "inputs", None)
+    if known:
+        template = model._inputs_struct if hasattr(model, "_inputs_struct") else known[0]
+        shapes = [(batch, *tensor.shape[1:]) for tensor in known]
+        dtypes = [tensor.dtype for tensor in known]
+    else:
+        template = inputs
+        shapes = [(batch, *np.shape(array)[1:]) for array in keras.tree.flatten(inputs)]
+        dtypes = [np.asarray(array).dtype for array in keras.tree.flatten(inputs)]
+    specs = {
+        f"input_{index}": tf.TensorSpec(shape, dtype, name=f"input_{index}")
+        for index, (shape, dtype) in enumerate(zip(shapes, dtypes, strict=True))
+    }
+
+    @tf.function
+    def serving_default(**tensors: Any) -> Any:
+        ordered = [tensors[name] for name in specs]
+        nested = keras.tree.pack_sequence_as(template, ordered) if keras.tree.is_nested(template) else ordered[0]
+        outputs = keras.tree.flatten(model(nested, training=False))
+        return {f"output_{index}": tf.identity(output) for index, output in enumerate(outputs)}
+
+    return serving_default, specs
+
+
+@contextlib.contextmanager
+def quiet_tensorflow() -> Iterator[None]:
+    """Keeps TensorFlow from saying where the temporary files lie, and that ranges need no data set."""
+    logger = tf.get_logger()
+    level = logger.level
+    logger.setLevel("ERROR")
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.filterwarnings("ignore", "Statistics for quantized inputs were expected")
+            warnings.filterwarnings("ignore", r"\s*Warning: tf.lite.Interpreter is deprecated")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def run(interpreter: Any, arrays: list[np.ndarray]) -> list[np.ndarray]:
+    """Runs a file on inputs of any number of samples; integers at its border stand for floats."""
+    runner = interpreter.get_signature_runner("serving_default")
+    details, outputs_by_name = runner.get_input_details(), runner.get_output_details()
+    names = [f"input_{index}" for index in range(len(arrays))]
+    given = {name: _to_border(array, details[name]) for name, array in zip(names, arrays, strict=True)}
+    one_by_one = any(detail["shape_signature"][0] == 1 for detail in interpreter.get_input_details())
+    batches = [{name: given[name][i : i + 1] for name in names} for i in range(len(arrays[0]))] if one_by_one else [given]
+    # Copies: what the runner gives may be views of memory that goes with the interpreter.
+    found = [{name: np.array(value) for name, value in runner(**batch).items()} for batch in batches]
+    joined = {name: np.concatenate([part[name] for part in found]) for name in found[0]}
+    return [_from_border(joined[f"output_{i}"], outputs_by_name[f"output_{i}"]) for i in range(len(joined))]
+
+
+def _to_border(array: np.ndarray, detail: dict[str, Any]) -> np.ndarray:
+    scale, zero = detail["quantization"]
+    dtype = np.dtype(detail["dtype"])
+    if not scale or dtype.kind == "f" or array.dtype.kind != "f":
+        return array.astype(dtype)
+    limits = np.iinfo(dtype)
+    return np.clip(np.round(array / scale) + zero, limits.min, limits.max).astype(dtype)
+
+
+def _from_border(array: np.ndarray, detail: dict[str, Any]) -> np.ndarray:
+    scale, zero = detail["quantization"]
+    return array if not scale or array.dtype.kind == "f" else ((array.astype("float32") - zero) * np.float32(scale))
+
+
+@functools.lru_cache(maxsize=1)
+def _plain_resolver() -> Any:
+    from ai_edge_litert.interpreter import OpResolverType
+
+    return OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+
+
+def operators(content: bytes) -> tuple[dict[str, int], tuple[str, ...]]:
+    """The operators of a file with their numbers, and those that compute on floats."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_content=content, experimental_op_resolver_type=_plain_resolver())
+    interpreter.allocate_tensors()
+    kinds = {detail["index"]: np.dtype(detail["dtype"]).kind for detail in interpreter.get_tensor_details()}
+    found: collections.Counter[str] = collections.Counter()
+    floats: dict[str, None] = {}
+    for operator in interpreter._get_ops_details():
+        found[operator["op_name"]] += 1
+        touched = [kinds.get(int(index)) for index in (*operator["inputs"], *operator["outputs"])]
+        if "f" in touched and operator["op_name"] not in _NEUTRAL:
+            floats[operator["op_name"]] = None
+    return dict(found), tuple(floats)
