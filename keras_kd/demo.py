@@ -1,9 +1,10 @@
-"""Does distillation help, here and now? The main job from end to end: teacher, student alone, student distilled, LiteRT file.
+"""Does compression work, here and now? The main job from end to end: teacher, students alone, distilled and compressed, file.
 
 A teacher has learned from labelled images that its user does not hand on. The user has other images, only a few of them with
 labels. The student alone learns from those few. The distilled student also learns what the teacher says of all the images, for
-the same number of steps, from the same initial weights, in the same order. The teacher never saw the user's labels, and nobody
-sees the test images.
+the same number of steps, from the same initial weights, in the same order. The compressed student is distilled, pruned and trained
+for integers in one such `fit`, and becomes a file of integers. The teacher never saw the user's labels, and nobody sees the test
+images.
 """
 
 import dataclasses
@@ -21,14 +22,16 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
-from keras_kd import export, losses, report
+from keras_kd import callbacks as compression
+from keras_kd import export, losses, report, schedules
 from keras_kd._version import __version__
 from keras_kd.distiller import Distiller
 from keras_kd.profile import Profile, profile
 
 DATASETS = ("digits", "fashion_mnist", "mnist", "cifar10")
 NO_LABEL = -1
-WRITTEN = ("report.png", "results.json", "student.tflite", "teacher.tflite")
+KINDS = ("alone", "distilled", "compressed")
+WRITTEN = ("report.png", "results.json", "student.tflite", "student_float.tflite", "teacher.tflite")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,10 +42,11 @@ class Settings:
         dataset: one of `DATASETS`.
         epochs: epochs of each student.
         teacher_epochs: epochs of the teacher.
-        seeds: number of seeds, each with a student alone and a distilled one.
+        seeds: number of seeds, each with a student alone, a distilled one and a compressed one.
         seed: the first seed.
         temperature: of the distillation.
         student_loss_weight: share of the labels in the distilled student's loss.
+        sparsity: share of zeros in the compressed student.
     """
 
     dataset: str = "digits"
@@ -52,6 +56,7 @@ class Settings:
     seed: int = 0
     temperature: float = 4.0
     student_loss_weight: float = 0.1
+    sparsity: float = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,14 +128,14 @@ def make_teacher(shape: tuple[int, ...], classes: int) -> keras.Model:
 
 
 def make_student(shape: tuple[int, ...], classes: int) -> keras.Model:
-    """A student for a microcontroller: 1,386 parameters on 8x8 digits."""
+    """A student for a microcontroller: 3,530 parameters on 8x8 digits."""
 
     def depthwise(filters: int, strides: int) -> list[keras.layers.Layer]:
         spatial = layers.DepthwiseConv2D(3, strides=strides, padding="same", activation="relu")
         return [spatial, layers.Conv2D(filters, 1, activation="relu")]
 
-    first = layers.Conv2D(8, 3, strides=2, padding="same", activation="relu")
-    body = [keras.Input(shape), first, *depthwise(16, 1), *depthwise(16, 2), layers.Flatten(), layers.Dense(classes)]
+    first = layers.Conv2D(16, 3, strides=2, padding="same", activation="relu")
+    body = [keras.Input(shape), first, *depthwise(32, 1), *depthwise(32, 2), layers.Flatten(), layers.Dense(classes)]
     return keras.Sequential(body, name="student")
 
 
@@ -145,15 +150,28 @@ def train_teacher(data: Data, settings: Settings, callbacks: Sequence[Any]) -> k
     return teacher
 
 
-def train_student(data: Data, settings: Settings, seed: int, teacher: keras.Model | None, callbacks: Sequence[Any]) -> keras.Model:
-    """Trains a student: alone on the labelled images (no teacher), or distilled on all of the user's images.
+def train_student(
+    data: Data, settings: Settings, seed: int, kind: str, teacher: keras.Model, callbacks: Sequence[Any]
+) -> keras.Model:
+    """Trains a student: alone on the labelled images, or distilled on all of the user's images, or compressed meanwhile.
 
-    Steps, batch size, initial weights and the order of positions are the same for both: the labelled images are repeated until
+    Steps, batch size, initial weights and the order of positions are the same for all: the labelled images are repeated until
     they are as many as all images.
+
+    Args:
+        data: see `Data`.
+        settings: see `Settings`.
+        seed: of initial weights and order.
+        kind: one of `KINDS`.
+        teacher: asked by the kinds that are distilled.
+        callbacks: of `fit`.
+
+    Returns:
+        The student; for the kind "compressed", the model that computes what its integers will.
     """
     keras.utils.set_random_seed(seed)
     student = make_student(data.images.shape[1:], data.classes)
-    shown = np.arange(len(data.images)) if teacher is not None else np.resize(data.labelled, len(data.images))
+    shown = np.resize(data.labelled, len(data.images)) if kind == "alone" else np.arange(len(data.images))
     batch = 60 if settings.dataset == "digits" else 100
     steps = len(shown) // batch
     rng = np.random.default_rng(seed)
@@ -162,12 +180,18 @@ def train_student(data: Data, settings: Settings, seed: int, teacher: keras.Mode
     dataset = tf.data.Dataset.from_tensor_slices(order).batch(batch, drop_remainder=True)
     dataset = dataset.map(lambda indices: (tf.gather(images, indices), tf.gather(labels, indices))).prefetch(4)
     model: keras.Model = student
-    if teacher is not None:
+    if kind != "alone":
         loss = losses.KDLoss(temperature=settings.temperature)
         model = Distiller(teacher, student, loss, student_loss_weight=settings.student_loss_weight)
-    model.compile(_optimizer(5e-3, steps * settings.epochs), _supervised(), steps_per_execution=steps)
+    total = steps * settings.epochs
+    half = max(total // 2 // steps, 1) * steps  # zeros come in the first half, integers with the second
+    quantization = compression.Quantization(start_step=half)
+    if kind == "compressed":
+        schedule = schedules.PolynomialDecay(0.0, settings.sparsity, begin_step=0, end_step=half, frequency=steps)
+        callbacks = [*callbacks, compression.Pruning(schedule), quantization]
+    model.compile(_optimizer(5e-3, total), _supervised(), steps_per_execution=steps)
     model.fit(dataset, epochs=settings.epochs, steps_per_epoch=steps, shuffle=False, verbose=0, callbacks=list(callbacks))
-    return student
+    return quantization.quantized_model() if kind == "compressed" else student
 
 
 def _optimizer(rate: float, steps: int) -> keras.optimizers.Optimizer:
@@ -206,16 +230,19 @@ def run(settings: Settings, out: str | os.PathLike[str] = "runs/demo", *, verbos
     data = load(settings.dataset)
     with _Progress(settings, verbose) as progress:
         teacher = train_teacher(data, settings, progress.of("teacher", settings.teacher_epochs))
-        students = {"alone": [], "distilled": []}  # type: dict[str, list[keras.Model]]
+        students: dict[str, list[keras.Model]] = {kind: [] for kind in KINDS}
         for seed in range(settings.seed, settings.seed + settings.seeds):
             for kind, trained in students.items():
                 callbacks = progress.of(f"student {kind}, seed {seed}", settings.epochs)
-                trained.append(train_student(data, settings, seed, teacher if kind == "distilled" else None, callbacks))
-    best = _most_agreeing(students["distilled"], teacher, data.images)
-    teacher_profile, _ = _export(teacher, folder / "teacher.tflite", data)
-    student_profile, exported = _export(best, folder / "student.tflite", data)
-    shipped = f"tflite of seed {settings.seed + students['distilled'].index(best)}"
-    entries = _entries(data, teacher, students, exported.path, teacher_profile, student_profile, shipped)
+                trained.append(train_student(data, settings, seed, kind, teacher, callbacks))
+    best = _most_agreeing(students["compressed"], teacher, data.images)
+    profiles = {
+        "teacher": _export(teacher, folder / "teacher.tflite", data)[0],
+        "float": _export(students["distilled"][0], folder / "student_float.tflite", data)[0],
+    }
+    profiles["int8"], exported = _export(best, folder / "student.tflite", data)
+    shipped = f"tflite of seed {settings.seed + students['compressed'].index(best)}"
+    entries = _entries(data, teacher, students, exported.path, profiles, shipped)
     gain = report.Gain([b - a for a, b in zip(entries[1].accuracies, entries[2].accuracies, strict=True)])
     results = _results(settings, data, entries, gain, exported, time.perf_counter() - start)
     (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
@@ -237,25 +264,28 @@ def _export(model: keras.Model, path: pathlib.Path, data: Data) -> tuple[Profile
 
 
 def _entries(
-    data: Data,
-    teacher: keras.Model,
-    students: dict[str, list[keras.Model]],
-    path: Any,
-    of_teacher: Profile,
-    of_student: Profile,
-    shipped: str,
+    data: Data, teacher: keras.Model, students: dict[str, list[keras.Model]], path: Any, profiles: dict[str, Profile], shipped: str
 ) -> list[report.Entry]:
-    def entry(name: str, accuracies: list[float], measured: Profile) -> report.Entry:
-        numbers = (measured.parameters, measured.size, measured.gzip_size, measured.latency.median)
-        return report.Entry(name, accuracies, *numbers)
+    def entry(name: str, accuracies: list[float], kind: str) -> report.Entry:
+        measured = profiles[kind]
+        size, gzip_size, latency = measured.size, measured.gzip_size, measured.latency
+        return report.Entry(
+            name,
+            accuracies,
+            getattr(measured, "nonzero_parameters", measured.parameters),
+            size,
+            gzip_size,
+            latency and latency.median,
+        )
 
-    alone, distilled = ([accuracy(model, *data.test) for model in students[kind]] for kind in ("alone", "distilled"))
+    found = {kind: [accuracy(model, *data.test) for model in models] for kind, models in students.items()}
     of_file = float(np.mean(export.run_litert(path, data.test[0])[0].argmax(-1) == data.test[1]))
     return [
-        entry("teacher", [accuracy(teacher, *data.test)], of_teacher),
-        entry("student alone", alone, of_student),
-        entry("student distilled", distilled, of_student),
-        entry(shipped, [of_file], of_student),
+        entry("teacher", [accuracy(teacher, *data.test)], "teacher"),
+        entry("student alone", found["alone"], "float"),
+        entry("student distilled", found["distilled"], "float"),
+        entry("distilled, pruned, int8", found["compressed"], "int8"),
+        entry(shipped, [of_file], "int8"),
     ]
 
 
@@ -277,7 +307,14 @@ def _results(
         },
         "entries": [{**dataclasses.asdict(e), "mean": e.mean, "spread": e.spread} for e in entries],
         "gain": {"differences": list(gain.differences), "mean": gain.mean, "spread": gain.spread, "is_clear": gain.is_clear},
-        "file": {"agreement": exported.agreement, "max_difference": exported.max_difference, "samples": exported.samples},
+        "file": {
+            "agreement": exported.agreement,
+            "max_difference": exported.max_difference,
+            "samples": exported.samples,
+            "quantization": exported.quantization,
+            "operators": exported.operators,
+            "float_operators": list(exported.float_operators),
+        },
         "latency": "median of single inferences in LiteRT, one thread",
         "seconds": round(seconds, 1),
         "versions": {
@@ -296,16 +333,22 @@ def _print(data: Data, settings: Settings, entries: Any, gain: Any, exported: ex
     labelled, unlabelled = len(data.labelled), len(data.images) - len(data.labelled)
     console.print(
         f"{settings.dataset}: the teacher learned from {len(data.teacher[0]):,} labelled images of its own, the student alone from "
-        f"{labelled} others, the distilled student from the same {labelled} and {unlabelled:,} more without labels. "
-        f"Accuracy on {len(data.test[0]):,} test images, {settings.seeds} seeds; latency in LiteRT, one thread, median."
+        f"{labelled} others, the distilled student from the same {labelled} and {unlabelled:,} more without labels. The compressed "
+        f"one is pruned to {settings.sparsity:.0%} zeros and trained for 8-bit integers in the same fit. Accuracy on "
+        f"{len(data.test[0]):,} test images, {settings.seeds} seeds; latency in LiteRT, one thread, median."
     )
     console.print(report.table(entries))
     console.print(f"[bold]{gain}[/bold]")
     if max(entry.mean for entry in entries[1:3]) < 0.5:
         console.print("Both students are far from trained: this says nothing yet. More --epochs.")
+    cost = report.Gain([b - a for a, b in zip(entries[2].accuracies, entries[3].accuracies, strict=True)])
     console.print(
-        f"student.tflite agrees with its Keras model on {exported.agreement:.1%} of {exported.samples} images "
-        f"(largest difference of a logit {exported.max_difference:.1e})."
+        f"Pruning and integers: {100 * cost.mean:+.1f} ± {100 * cost.spread:.1f} points against the distilled student, "
+        f"{entries[2].size:,} to {entries[3].size:,} bytes ({entries[2].gzip_size:,} to {entries[3].gzip_size:,} after gzip)."
+    )
+    console.print(
+        f"student.tflite ({exported.quantization}) gives the class of its Keras model on {exported.agreement:.1%} of "
+        f"{exported.samples} images."
     )
     console.print(f"Written: {', '.join(str(folder / name) for name in WRITTEN)}")
 
@@ -323,7 +366,7 @@ class _Progress:
             progress.TimeRemainingColumn(),
         )
         self.bar = progress.Progress(progress.TextColumn("{task.description:<28}"), *columns, disable=not verbose)
-        total = settings.teacher_epochs + 2 * settings.seeds * settings.epochs
+        total = settings.teacher_epochs + len(KINDS) * settings.seeds * settings.epochs
         self.task = self.bar.add_task("epochs", total=total)
 
     def __enter__(self) -> "_Progress":

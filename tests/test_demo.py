@@ -20,7 +20,7 @@ def finished(tmp_path_factory):
 @pytest.mark.slow
 def test_the_distilled_student_gains_and_the_numbers_are_those_of_the_runs(finished):
     results, folder = finished
-    teacher, alone, distilled, file = results["entries"]
+    teacher, alone, distilled, compressed, file = results["entries"]
     assert json.loads((folder / "results.json").read_text()) == json.loads(json.dumps(results))
     assert teacher["mean"] > 0.9
     assert len(alone["accuracies"]) == len(distilled["accuracies"]) == 2
@@ -28,16 +28,28 @@ def test_the_distilled_student_gains_and_the_numbers_are_those_of_the_runs(finis
         results["gain"]["differences"], np.subtract(distilled["accuracies"], alone["accuracies"]), atol=1e-12
     )
     assert results["gain"]["mean"] > 0.02
-    assert (teacher["parameters"], distilled["parameters"]) == (82_666, 1_386)
-    assert any(file["mean"] == pytest.approx(a, abs=0.003) for a in distilled["accuracies"])
+    assert (teacher["parameters"], distilled["parameters"]) == (82_666, 3_530)
+    assert compressed["mean"] > alone["mean"]
+    assert any(file["mean"] == pytest.approx(a, abs=0.003) for a in compressed["accuracies"])
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+def test_the_compressed_student_has_its_zeros(finished):
+    results, _ = finished
+    _, _, distilled, compressed, _ = results["entries"]
+    kernels = distilled["parameters"] - 16 - 2 * 32 - 2 * 32 - 10 - 16  # without biases
+    assert compressed["parameters"] == pytest.approx(distilled["parameters"] - 0.5 * kernels, abs=40)
+
+
 def test_the_file_agrees_with_the_model_and_the_report_is_a_picture(finished):
     results, folder = finished
-    assert results["file"]["agreement"] > 0.995
-    assert results["file"]["max_difference"] < 1e-3
-    assert (folder / "student.tflite").stat().st_size == results["entries"][2]["size"]
+    assert results["file"]["agreement"] > 0.99
+    assert results["file"]["quantization"] == "int8"
+    assert results["file"]["float_operators"] == []
+    assert (folder / "student_float.tflite").stat().st_size == results["entries"][2]["size"]
+    assert (folder / "student.tflite").stat().st_size == results["entries"][3]["size"]
+    assert results["entries"][3]["gzip_size"] < 0.5 * results["entries"][2]["gzip_size"]
     assert (folder / "report.png").read_bytes().startswith(b"\x89PNG")
     assert (folder / "report.png").stat().st_size > 20_000
 
@@ -63,11 +75,14 @@ def test_both_students_start_from_the_same_weights_and_take_the_same_steps(monke
     monkeypatch.setattr(demo, "make_student", lambda *a: starts.append(original(*a)) or starts[-1])
     monkeypatch.setattr(demo.Distiller, "fit", lambda self, *a, **k: None)
     monkeypatch.setattr(demo.keras.Sequential, "fit", lambda self, *a, **k: None)
-    demo.train_student(data, settings, 3, None, [])
-    demo.train_student(data, settings, 3, teacher, [])
-    assert seen[0] == seen[1] == 10
-    for a, b in zip(*(model.get_weights() for model in starts), strict=True):
-        np.testing.assert_array_equal(a, b)
+    demo.train_student(data, settings, 3, "alone", teacher, [])
+    demo.train_student(data, settings, 3, "distilled", teacher, [])
+    monkeypatch.setattr(demo.compression.Quantization, "quantized_model", lambda self: None)
+    demo.train_student(data, settings, 3, "compressed", teacher, [])
+    assert seen == [10, 10, 10]
+    for weights in zip(*(model.get_weights() for model in starts), strict=True):
+        np.testing.assert_array_equal(weights[0], weights[1])
+        np.testing.assert_array_equal(weights[0], weights[2])
 
 
 def test_fashion_mnist_is_split_the_same_way():

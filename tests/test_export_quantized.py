@@ -143,6 +143,19 @@ def test_batch_normalisation_and_relu_disappear_into_the_convolution(tmp_path):
     }
 
 
+@pytest.mark.parametrize("layer", [layers.DepthwiseConv2D(3), layers.Conv2D(3, 3)], ids=lambda layer: type(layer).__name__)
+def test_a_channel_without_weights_keeps_its_bias(layer, tmp_path):
+    model = image_net(type(layer).from_config(layer.get_config()), layers.ReLU())
+    x = data_for(model)
+    kernel = model.layers[0].kernel.numpy()
+    kernel[:, :, 1 if kernel.shape[-1] == 1 else slice(None), 1 if kernel.shape[-1] > 1 else slice(None)] = 0
+    model.layers[0].kernel.assign(kernel)
+    model.layers[0].bias.assign([0.1, 0.7, 0.2])
+    quantized = callbacks.Quantization(calibration_data=x).quantize(model)
+    report = export.to_litert(quantized, tmp_path / "m.tflite", check_data=x)
+    assert report.max_difference < 2.5 * np.ptp(quantized.predict(x, verbose=0)) / 255
+
+
 def test_the_plain_student_is_exported_with_the_ranges_it_was_trained_with_until_it_changes(tmp_path):
     model = image_net(layers.Conv2D(4, 3, activation="relu"))
     x = data_for(model)

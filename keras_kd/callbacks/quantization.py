@@ -47,9 +47,10 @@ class Quantization(keras.callbacks.Callback):
         calibration_data: inputs that ranges are measured on before the first step: an array, or arrays nested as the model takes
             them, or an iterable of batches (a `tf.data.Dataset`; of tuples the first entry counts). None: the ranges begin as
             those of the first batch that is trained on.
-        start_step: the optimizer step from which on it rounds; training is plain before.
+        start_step: the optimizer step from which on it rounds; training is plain before. For a model that is trained from the
+            beginning, half of all steps is a good choice: rounding hinders weights that still have far to go.
         freeze_step: the optimizer step from which on ranges and the statistics of batch normalisation stay what they are.
-        momentum: of the ranges, in [0, 1).
+        momentum: of the ranges, in [0, 1). Ranges that lag behind growing activations clip them.
 
     Raises:
         TypeError: for choices or data of another kind.
@@ -77,7 +78,7 @@ class Quantization(keras.callbacks.Callback):
         calibration_data: Any = None,
         start_step: int = 0,
         freeze_step: int | None = None,
-        momentum: float = 0.99,
+        momentum: float = 0.9,
     ) -> None:
         super().__init__()
         if isinstance(num_bits, dict) and (layers is not None or not num_bits):

@@ -51,12 +51,24 @@ def round_kernel(kernel: Any, bits: int, mode: str) -> Any:
     @tf.custom_gradient
     def straight_through(kernel: Any) -> tuple[Any, Any]:
         quantizer = _quantizers().LastValueQuantizer(bits, per_axis=mode != "tensor", symmetric=True, narrow_range=True)
-        if mode != "equal":
-            return quantizer(kernel, training=True, weights=_slots()), lambda upstream: upstream
-        high = tf.fill([kernel.shape[-1]], tf.reduce_max(tf.abs(kernel)))
+        high = _largest(kernel, mode)
         return quantizer(kernel, training=False, weights={"min_var": -high, "max_var": high}), lambda upstream: upstream
 
     return straight_through(kernel)
+
+
+def _largest(kernel: Any, mode: str) -> Any:
+    """The ends of the ranges: largest magnitudes.
+
+    A channel without weights takes that of the others. Its own, 0, would be the scale in which its bias is stored, and overflow.
+    """
+    magnitudes = tf.abs(kernel)
+    largest = tf.reduce_max(magnitudes)
+    largest = tf.where(largest > 0, largest, tf.ones_like(largest))
+    if mode == "tensor":
+        return largest
+    channels = tf.reduce_max(magnitudes, axis=tuple(range(len(kernel.shape) - 1)))
+    return tf.where((mode == "equal") | (channels < 1e-6 * largest), tf.fill(channels.shape, largest), channels)
 
 
 def extremes(x: Any) -> tuple[Any, Any]:

@@ -46,7 +46,7 @@ class Rounding:
         momentum: how much of a range stays at each update; the first ones are plain means.
     """
 
-    def __init__(self, model: keras.Model, plan: Plan, ranges: Ranges, momentum: float = 0.99) -> None:
+    def __init__(self, model: keras.Model, plan: Plan, ranges: Ranges, momentum: float = 0.9) -> None:
         self.model, self.plan, self.ranges, self.momentum = model, plan, ranges, momentum
         leaves = find_leaves(model)
         missing = [path for path in plan.spots if path not in leaves]
