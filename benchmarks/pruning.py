@@ -432,6 +432,19 @@ def verdicts(result: dict[str, Any]) -> list[dict[str, Any]]:
     return claims
 
 
+def store_part(result: dict[str, Any], part: str, numbers: dict[str, Any], judge: Any, path: pathlib.Path | None) -> None:
+    """Puts a part into the results, with versions, machine and claims, and writes them all if there is a path."""
+    result["versions"] = {module.__name__: module.__version__ for module in (tf, keras, keras_kd, _tfmot.load())}
+    result["versions"]["python"] = platform.python_version()
+    result["machine"] = steps_benchmark.describe_machine()
+    result[part] = {"date": datetime.datetime.now(datetime.UTC).date().isoformat()} | numbers
+    result["claims"] = judge(result)
+    if path is not None:
+        new = path.with_suffix(".new")
+        new.write_text(json.dumps(result, indent=2) + "\n")
+        new.replace(path)
+
+
 def show(result: dict[str, Any]) -> None:
     """Prints what there is."""
     if "speed" in result:
@@ -477,17 +490,9 @@ def main() -> int:
     result: dict[str, Any] = json.loads(RESULT.read_text()) if RESULT.exists() and not options.quick else {}
 
     def store(part: str, numbers: dict[str, Any]) -> None:
-        result["versions"] = {module.__name__: module.__version__ for module in (tf, keras, keras_kd, _tfmot.load())}
-        result["versions"]["python"] = platform.python_version()
-        result["machine"] = steps_benchmark.describe_machine()
-        result[part] = {"date": datetime.datetime.now(datetime.UTC).date().isoformat()} | numbers
         if part == "quality":
-            result[part]["summary"] = summary_of(numbers)
-        result["claims"] = verdicts(result)
-        if not options.quick:
-            new = RESULT.with_suffix(".new")
-            new.write_text(json.dumps(result, indent=2) + "\n")
-            new.replace(RESULT)
+            numbers["summary"] = summary_of(numbers)
+        store_part(result, part, numbers, verdicts, None if options.quick else RESULT)
 
     if options.quality:
         store("quality", run_quality(result.get("quality", {}), options.quick, lambda numbers: store("quality", numbers)))

@@ -13,6 +13,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_kd.quantized import QuantizedModel
+
 # Operations on shapes, and those that turn numbers into integers or back at the border.
 _NEUTRAL = {"QUANTIZE", "DEQUANTIZE", "SHAPE", "DELEGATE"}
 
@@ -71,10 +73,20 @@ def serving_function(model: keras.Model, inputs: Any, batch: int | None) -> tupl
     def serving_default(**tensors: Any) -> Any:
         ordered = [tensors[name] for name in specs]
         nested = keras.tree.pack_sequence_as(template, ordered) if keras.tree.is_nested(template) else ordered[0]
-        outputs = keras.tree.flatten(model(nested, training=False))
+        outputs = keras.tree.flatten(_call_without_scope(model, nested))
         return {f"output_{index}": tf.identity(output) for index, output in enumerate(outputs)}
 
     return serving_default, specs
+
+
+def _call_without_scope(model: keras.Model, inputs: Any) -> Any:
+    """The outputs in inference; the name of the model is left out of all names in the file, which holds them several times."""
+    if isinstance(model, QuantizedModel):
+        with model.rounding.active():
+            return _call_without_scope(model.model, inputs)
+    if type(model).call.__module__ in ("keras.src.models.functional", "keras.src.models.sequential"):
+        return model.call(inputs, training=False)
+    return model(inputs, training=False)
 
 
 @contextlib.contextmanager

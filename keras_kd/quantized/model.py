@@ -64,6 +64,11 @@ class QuantizedModel(keras.Model):
         self.built = model.built
 
     @property
+    def rounding(self) -> Rounding:
+        """What rounds: `with quantized.rounding.active(): quantized.model(x)`."""
+        return self._rounding.value
+
+    @property
     def inputs(self) -> Any:
         """Symbolic inputs of the model inside; None if it has none."""
         return getattr(self.model, "inputs", None)

@@ -419,7 +419,7 @@ def test_bits_by_layer_and_kernels_alone():
     assert quantization._rounding.plan.bits == {"conv": 2, "head": 5}
     assert quantization.activation_ranges() == {}
     seen = quantization.quantized_model()
-    with seen._rounding.value.active():
+    with seen.rounding.active():
         rounded = seen.model.get_layer("conv")(np.eye(18, dtype="float32").reshape(18, 3, 3, 2))  # one weight at a time
     assert all(len(np.unique(np.round(np.asarray(rounded)[..., i], 5))) <= 3 for i in range(4))  # -1, 0, 1
     assert len(np.unique(np.asarray(seen.model.get_layer("depthwise").kernel))) > 5

@@ -1,0 +1,439 @@
+"""What do integers cost in accuracy, bytes and time, next to floats, and next to TF-MOT's `quantize_model`?
+
+The claims: a file of integers gives the class of the model in training (agreement of 99.8 %, accuracy within 0.1 point); training
+for integers costs at most 0.3 points against floats; it is at least as accurate as TF-MOT's, in no more bytes; and a step takes no
+longer, relative to a plain one, than with TF-MOT's wrapper.
+
+Two parts share one result file. The first, speed, takes two minutes. The second, `--quality`, fine-tunes one small student by ten
+methods, three seeds each; every finished run is stored at once, and the next start goes on from there. TF-MOT needs Keras 2, so its
+runs are in processes of their own: same architecture, starting weights, order of the data, steps, schedule and optimizer.
+"""
+
+import argparse
+import gzip
+import hashlib
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+import numpy as np
+import pruning as pruning_benchmark  # its neighbours in this folder
+import rich
+import rich.table
+import tensorflow as tf
+
+import keras_kd
+from keras_kd import _litert, _tfmot, export, profile
+from keras_kd.callbacks import KeepSparsity, Pruning, Quantization
+
+steps_benchmark = pruning_benchmark.steps_benchmark
+ROOT = pathlib.Path(__file__).parent.parent
+RESULT = ROOT / "benchmarks" / "results" / "quantization.json"
+CACHE = ROOT / "runs" / "quantization"
+SEEDS = (0, 1, 2)
+SPARSITY = 0.8
+QUALITY: dict[str, Any] = pruning_benchmark.QUALITY | {
+    "sparsity": SPARSITY,
+    "representative_images": 500,
+    "two_fits": [8, 7],  # epochs: of pruning, then of quantization with the zeros kept
+}
+# What a run is, and which files it gives. Every run starts from the same student and takes as many steps.
+METHODS = {
+    "float": "fine-tuned in float",
+    "ptq": "... its file quantised after training",
+    "qat": "Quantization",
+    "pruned": "Pruning to 80 %",
+    "pruned_ptq": "... its file quantised after training",
+    "pqat": "Pruning, Quantization in one fit",
+    "pqat_global": '... scope="global"',
+    "pqat_two": "Pruning, then KeepSparsity and Quantization",
+    "distilled_qat": "Distiller, Quantization",
+    "road": 'Distiller, Pruning(scope="global"), Quantization in one fit',
+    "tfmot_qat": "TF-MOT quantize_model",
+    "tfmot_pqat": "TF-MOT pruning, then PQAT",
+}
+AFTER = {"ptq": "float", "pruned_ptq": "pruned"}  # files that another run gives
+
+
+# Speed
+
+
+def quantized_step(dataset: Any, jit_compile: Any, student: Any) -> Callable[[], Any]:
+    """Starts `Quantization` on a model as `fit` does, and warms up; returns a function that does one step."""
+    model = steps_benchmark.clone(student)
+    model.compile(*pruning_benchmark.loss_and_optimizer(keras), jit_compile=jit_compile)
+    model.fit(dataset, steps_per_epoch=1, verbose=0)
+    callback = Quantization()
+    callback.set_model(model)
+    callback.on_train_begin()
+    callback.on_train_batch_begin(0)
+    iterator = iter(dataset)
+    for _ in range(steps_benchmark.WARM_UP_STEPS):
+        model.train_function(iterator)
+    return lambda: model.train_function(iterator)
+
+
+def measure_steps(rounds: int, steps: int) -> dict[str, Any]:
+    """Seconds a step of plain and of quantization-aware training in Keras 3, without XLA and with it."""
+    dataset, data = steps_benchmark.load_data(64, batches=20)
+    keras.utils.set_random_seed(0)
+    student = steps_benchmark.conv_net(pruning_benchmark.WIDTHS, "student")
+    found: dict[str, Any] = {"data": data, "batch_size": 64, "steps_a_round": steps, "rounds": rounds}
+    for name, jit_compile in {"no_xla": False, "xla": True}.items():
+        plain = steps_benchmark.make_step(steps_benchmark.clone(student), dataset, jit_compile)
+        functions = {"plain": plain, "quantized": quantized_step(dataset, jit_compile, student)}
+        found[name] = step_numbers(steps_benchmark.interleave(functions, rounds, steps))
+    return found
+
+
+def step_numbers(times: list[dict[str, float]]) -> dict[str, Any]:
+    """Seconds and ratios of rounds."""
+    seconds = {name: steps_benchmark.summarize([one[name] for one in times]) for name in ("plain", "quantized")}
+    return {"seconds_a_step": seconds, "ratio": steps_benchmark.summarize([one["quantized"] / one["plain"] for one in times])}
+
+
+def tfmot_steps(rounds: int, steps: int) -> dict[str, Any]:
+    """The same in Keras 2, by TF-MOT's wrapper."""
+    dataset, _ = steps_benchmark.load_data(64, batches=20)
+    plain = pruning_benchmark.legacy_net()
+    quantized = _tfmot.load().quantization.keras.quantize_model(plain)
+    functions = {}
+    for name, model in {"plain": plain, "quantized": quantized}.items():
+        model.compile(*pruning_benchmark.loss_and_optimizer(tf.keras))
+        step, iterator = model.make_train_function(), iter(dataset)
+        functions[name] = lambda step=step, iterator=iterator: step(iterator)
+        for _ in range(steps_benchmark.WARM_UP_STEPS):
+            functions[name]()
+    return step_numbers(steps_benchmark.interleave(functions, rounds, steps))
+
+
+# Quality
+
+
+def classes_of(content: bytes, x: Any) -> np.ndarray:
+    """The class that a file gives each image."""
+    interpreter = export.open_litert(content)
+    entrance, exit_ = interpreter.get_input_details()[0]["index"], interpreter.get_output_details()[0]["index"]
+    interpreter.resize_tensor_input(entrance, x.shape)
+    interpreter.allocate_tensors()
+    interpreter.set_tensor(entrance, x)
+    interpreter.invoke()
+    return np.argmax(interpreter.get_tensor(exit_), axis=-1)
+
+
+def classes_of_model(model: Any, x: Any) -> np.ndarray:
+    """The class that a model gives each image."""
+    return np.argmax(model.predict(x, batch_size=1000, verbose=0), axis=-1)
+
+
+def record(method: str, seed: int, model: Any, content: bytes, sparsity: float, test: Any, start: float) -> dict[str, Any]:
+    """What is stored of a run; `model` is the one whose computation the file shall have."""
+    x, y = test
+    of_model, of_file = classes_of_model(model, x), classes_of(content, x)
+    return {
+        "method": method,
+        "seed": seed,
+        "accuracy_model": float(np.mean(of_model == y)),
+        "accuracy": float(np.mean(of_file == y)),
+        "agreement": float(np.mean(of_model == of_file)),
+        "bytes": len(content),
+        "gzip": len(gzip.compress(content, 9)),
+        "sparsity": sparsity,
+        "float_operators": list(_litert.operators(content)[1]),
+        "seconds": round(time.perf_counter() - start, 1),
+    }
+
+
+def exported(model: Any, x: Any, folder: pathlib.Path, **options: Any) -> bytes:
+    """The content of a file of the model."""
+    report = export.to_litert(model, folder / "model.tflite", check_data=x[:500], tolerance=1.0, min_agreement=0.5, **options)
+    return report.path.read_bytes()
+
+
+def fine_tune(method: str, seed: int, student: Any, teacher: Any, data: Any, folder: pathlib.Path) -> Any:
+    """Trains by one method; returns the student and, where it rounds, the callback."""
+    model = trained = steps_benchmark.clone(student)
+    epochs = QUALITY["epochs"]
+    if method in ("distilled_qat", "road"):
+        loss = keras_kd.losses.KDLoss(QUALITY["temperature"])
+        trained = keras_kd.Distiller(teacher, model, loss, student_loss_weight=QUALITY["student_loss_weight"])
+    quantization = None if method in ("float", "pruned") else Quantization()
+    callbacks: list[Any] = []
+    if method in ("pruned", "pqat", "pqat_global", "road"):
+        schedule = pruning_benchmark.schedule_of(keras_kd.schedules, SPARSITY, epochs)
+        callbacks.append(Pruning(schedule, scope="global" if method in ("pqat_global", "road") else "layer"))
+    if method == "pqat_two":
+        first, epochs = QUALITY["two_fits"]
+        schedule = pruning_benchmark.schedule_of(keras_kd.schedules, SPARSITY, first)
+        pruning_benchmark.train(trained, keras, *data, first, 100 + seed, [Pruning(schedule)])
+        callbacks.append(KeepSparsity())
+    pruning_benchmark.train(trained, keras, *data, epochs, 100 + seed, [*callbacks, *([quantization] if quantization else [])])
+    return model, quantization
+
+
+def run_method(method: str, seed: int, student: Any, teacher: Any, data: Any, test: Any) -> Iterator[dict[str, Any]]:
+    """Trains by one method, and gives the records of its files."""
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        model, quantization = fine_tune(method, seed, student, teacher, data, folder)
+        sparsity = pruning_benchmark.sparsity_of(model)[0]
+        if quantization is not None:
+            quantized = quantization.quantized_model()
+            content = exported(quantized, data[0], folder, quantization="int8")
+            (CACHE / f"{method}.tflite").write_bytes(content)
+            yield record(method, seed, quantized, content, sparsity, test, start)
+            return
+        content = exported(model, data[0], folder, quantization="float32")
+        (CACHE / f"{method}.tflite").write_bytes(content)
+        yield record(method, seed, model, content, sparsity, test, start)
+        after = next(name for name, source in AFTER.items() if source == method)
+        images = data[0][: QUALITY["representative_images"]]
+        content = exported(model, data[0], folder, quantization="int8", representative_data=images)
+        (CACHE / f"{after}.tflite").write_bytes(content)
+        yield record(after, seed, model, content, sparsity, test, start)
+
+
+def tfmot_quality(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """TF-MOT's runs, in a process with Keras 2."""
+    tfmot = _tfmot.load()
+    data, test = pruning_benchmark.load_images()
+    with np.load(job["start"]) as file:
+        weights = [file[f"arr_{index}"] for index in range(len(file.files))]
+    for method in job["methods"]:
+        begun = time.perf_counter()
+        net = pruning_benchmark.legacy_net()
+        net.set_weights(weights)
+        if method == "tfmot_qat":
+            model, epochs = tfmot.quantization.keras.quantize_model(net), QUALITY["epochs"]
+        else:
+            first, epochs = QUALITY["two_fits"]
+            kind = tfmot.sparsity.keras
+            pruned = kind.prune_low_magnitude(net, pruning_schedule=pruning_benchmark.schedule_of(kind, SPARSITY, first))
+            pruning_benchmark.train(pruned, tf.keras, *data, first, 100 + job["seed"], [kind.UpdatePruningStep()])
+            scheme = tfmot.experimental.combine.Default8BitPrunePreserveQuantizeScheme()
+            annotated = tfmot.quantization.keras.quantize_annotate_model(kind.strip_pruning(pruned))
+            model = tfmot.quantization.keras.quantize_apply(annotated, scheme)
+        pruning_benchmark.train(model, tf.keras, *data, epochs, 100 + job["seed"], [])
+        converter = tf.lite.TFLiteConverter.from_keras_model(model)
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        with _litert.quiet_tensorflow():
+            content = converter.convert()
+        yield record(method, job["seed"], model, content, legacy_sparsity(model), test, begun)
+
+
+def legacy_sparsity(model: Any) -> float:
+    """Share of zeros in the kernels of TF-MOT's wrapped layers."""
+    kernels = [weight.numpy() for weight in model.weights if weight.name.split("/")[-1].startswith("kernel")]
+    return sum(int(np.sum(kernel == 0)) for kernel in kernels) / sum(kernel.size for kernel in kernels)
+
+
+def legacy(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Runs this script again, with Keras 2 as `tf.keras`, and gives what it prints, at once."""
+    command = [sys.executable, str(pathlib.Path(__file__).resolve()), "--legacy", json.dumps(job)]
+    environment = os.environ | {"TF_USE_LEGACY_KERAS": "1"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        for line in process.stdout or []:
+            if line.startswith("{"):
+                yield json.loads(line)
+    if process.returncode:
+        raise RuntimeError(f"The process with TF-MOT ended with {process.returncode}.")
+
+
+def load_teacher(settings: dict[str, Any], test: Any) -> Any:
+    """The teacher, from the cache if it was trained with these settings."""
+    keras.utils.set_random_seed(1000)
+    teacher = steps_benchmark.conv_net(pruning_benchmark.TEACHER_WIDTHS, "teacher")
+    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+    path = CACHE / f"teacher-{key}.weights.h5"
+    if path.exists():
+        teacher.load_weights(path)
+    else:
+        data = pruning_benchmark.load_images(settings["teacher_images"])[0]
+        pruning_benchmark.train(teacher, keras, *data, settings["teacher_epochs"], 1000, [])
+        teacher.save_weights(path)
+    return teacher
+
+
+def run_quality(stored: dict[str, Any], quick: bool, store: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """Trains whatever is missing in `stored`."""
+    if quick:
+        QUALITY.update(epochs=1, start_epochs=1, teacher_epochs=1, teacher_images=6000, two_fits=[1, 1])
+    CACHE.mkdir(parents=True, exist_ok=True)
+    settings = json.loads(json.dumps(QUALITY))
+    quality = stored if stored.get("settings") == settings else {"settings": settings, "start": {}, "runs": []}
+    done = {(run["seed"], run["method"]) for run in quality["runs"]}
+    data, test = pruning_benchmark.load_images()
+    teacher = load_teacher(settings, test)
+    quality["teacher"] = {"accuracy": pruning_benchmark.accuracy_of(teacher, *test)}
+
+    def keep(found: dict[str, Any]) -> None:
+        quality["runs"].append(found)
+        store(quality)
+        print(json.dumps(found), flush=True)
+
+    for seed in SEEDS[:1] if quick else SEEDS:
+        missing = [method for method in METHODS if (seed, method) not in done]
+        if not missing:
+            continue
+        keras.utils.set_random_seed(seed)
+        student = steps_benchmark.conv_net(pruning_benchmark.WIDTHS, "student")
+        pruning_benchmark.train(student, keras, *data, settings["start_epochs"], seed, [])
+        quality["start"][str(seed)] = pruning_benchmark.accuracy_of(student, *test)
+        for method in dict.fromkeys(AFTER.get(method, method) for method in missing if not method.startswith("tfmot")):
+            for found in run_method(method, seed, student, teacher, data, test):
+                if found["method"] in missing:
+                    keep(found)
+        theirs = [method for method in missing if method.startswith("tfmot")]
+        if theirs:
+            path = CACHE / "start.npz"
+            np.savez(path, *student.get_weights())
+            for found in legacy({"part": "quality", "start": str(path), "methods": theirs, "seed": seed, "settings": settings}):
+                keep(found)
+    quality["latency"] = measure_latencies(teacher, data)
+    return quality
+
+
+def measure_latencies(teacher: Any, data: Any) -> dict[str, Any]:
+    """Milliseconds of one image in LiteRT, one thread: files of the last seed, in turns; with multiplications and weights."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "teacher.tflite"
+        export.to_litert(teacher, path, check_data=data[0][:64])
+        files = {"teacher": path.read_bytes()}
+    for name in ("float", "ptq", "qat", "road"):
+        files[name] = (CACHE / f"{name}.tflite").read_bytes()
+    rounds = [{name: profile.measure_latency(content, runs=300).median for name, content in files.items()} for _ in range(9)]
+    found: dict[str, Any] = {
+        name: {"milliseconds": steps_benchmark.summarize([one[name] for one in rounds]), "bytes": len(content)}
+        for name, content in files.items()
+    }
+    student = steps_benchmark.conv_net(pruning_benchmark.WIDTHS, "student")
+    for name, model in (("teacher", teacher), ("student", student)):
+        found[f"{name}_parameters"] = model.count_params()
+        found[f"{name}_macs"] = multiplications(model)
+    return found
+
+
+def multiplications(model: Any) -> int:
+    """Multiply-accumulates of convolutions and dense layers for one image."""
+    total = 0
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.Conv2D):
+            total += int(np.prod(layer.output.shape[1:3]) * np.prod(layer.kernel.shape))
+        elif isinstance(layer, keras.layers.Dense):
+            total += int(np.prod(layer.kernel.shape))
+    return total
+
+
+def summary_of(quality: dict[str, Any]) -> list[dict[str, Any]]:
+    """Means over the seeds, of the runs there are."""
+    rows = []
+    for method in METHODS:
+        runs = [run for run in quality["runs"] if run["method"] == method]
+        if not runs:
+            continue
+        row: dict[str, Any] = {"method": method, "seeds": len(runs)}
+        for name in ("accuracy", "accuracy_model", "agreement", "bytes", "gzip", "sparsity"):
+            row[name] = round(float(np.mean([run[name] for run in runs])), 5)
+        row["accuracy_std"] = round(float(np.std([run["accuracy"] for run in runs], ddof=1)), 5) if len(runs) > 1 else None
+        rows.append(row)
+    return rows
+
+
+# Together
+
+
+def verdicts(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """Every claim about what has been measured, and whether it holds."""
+    claims = []
+
+    def claim(text: str, found: float, limit: float, at_least: bool) -> None:
+        holds = found >= limit if at_least else found <= limit
+        bound = f"{'>=' if at_least else '<='} {round(limit, 6)}"
+        claims.append({"claim": text, "limit": bound, "found": round(found, 6), "holds": bool(holds)})
+
+    if "speed" in result:
+        ours, theirs = (result["speed"][name]["ratio"]["median"] for name in ("no_xla", "tfmot"))
+        claim("step with Quantization / plain step, against TF-MOT's ratio", ours, theirs, False)
+    rows = {row["method"]: row for row in result.get("quality", {}).get("summary", [])}
+    if set(METHODS) <= rows.keys():
+        mine = [run for run in result["quality"]["runs"] if run["method"] in METHODS and not run["method"].startswith("tfmot")]
+        mine = [run for run in mine if run["method"] not in ("float", "pruned", *AFTER)]
+        claim("agreement of file and model in training, lowest run", min(run["agreement"] for run in mine), 0.998, True)
+        gaps = [abs(run["accuracy"] - run["accuracy_model"]) for run in mine]
+        claim("accuracy of file and model, largest gap", max(gaps), 0.001, False)
+        claim(
+            "Quantization's accuracy, against floats less 0.3 points",
+            rows["qat"]["accuracy"],
+            rows["float"]["accuracy"] - 0.003,
+            True,
+        )
+        for name, other in (("qat", "tfmot_qat"), ("pqat_two", "tfmot_pqat")):
+            claim(f"accuracy of {name}, against {other}", rows[name]["accuracy"], rows[other]["accuracy"], True)
+            claim(f"bytes of {name}, against {other}", rows[name]["bytes"], rows[other]["bytes"], False)
+            claim(f"gzip bytes of {name}, against {other}", rows[name]["gzip"], rows[other]["gzip"], False)
+    return claims
+
+
+def show(result: dict[str, Any]) -> None:
+    """Prints what there is."""
+    if "speed" in result:
+        for name in ("no_xla", "xla", "tfmot"):
+            ratio = result["speed"][name]["ratio"]
+            rich.print(
+                f"Step / plain step, {name}: {ratio['median']:.3f} ({ratio['median_low']:.3f} to {ratio['median_high']:.3f})"
+            )
+    if result.get("quality", {}).get("summary"):
+        table = rich.table.Table(
+            "", "file", "model", "agreement", "bytes", "gzip", "zeros", title="Means of the seeds, accuracy in %"
+        )
+        for row in result["quality"]["summary"]:
+            accuracy = f"{100 * row['accuracy']:.2f} ± {100 * (row['accuracy_std'] or 0):.2f}"
+            numbers = (f"{row['bytes']:,.0f}", f"{row['gzip']:,.0f}", f"{row['sparsity']:.0%}")
+            shares = (f"{100 * row['accuracy_model']:.2f}", f"{100 * row['agreement']:.2f}")
+            table.add_row(METHODS[row["method"]], accuracy, *shares, *numbers)
+        rich.print(table)
+
+
+def main() -> int:
+    """Measures, shows, writes; returns 1 if a claim does not hold."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--quality", action="store_true", help="accuracies, about half an hour; goes on where it was stopped")
+    parser.add_argument("--quick", action="store_true", help="smoke test of the part: nothing is written, no claim enforced")
+    parser.add_argument("--legacy", type=json.loads, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.legacy:
+        QUALITY.update(options.legacy.get("settings", {}))
+        found = tfmot_quality(options.legacy) if options.legacy["part"] == "quality" else [tfmot_steps(**options.legacy["speed"])]
+        for one in found:
+            print(json.dumps(one), flush=True)
+        return 0
+    result: dict[str, Any] = json.loads(RESULT.read_text()) if RESULT.exists() and not options.quick else {}
+
+    def store(part: str, numbers: dict[str, Any]) -> None:
+        if part == "quality":
+            numbers["summary"] = summary_of(numbers)
+        pruning_benchmark.store_part(result, part, numbers, verdicts, None if options.quick else RESULT)
+
+    if options.quality:
+        store("quality", run_quality(result.get("quality", {}), options.quick, lambda numbers: store("quality", numbers)))
+    else:
+        rounds = {"rounds": 2 if options.quick else 20, "steps": 50}
+        theirs = next(legacy({"part": "speed", "speed": rounds}))
+        store("speed", measure_steps(**rounds) | {"tfmot": theirs})
+    show(result)
+    broken = [claim for claim in result["claims"] if not claim["holds"]]
+    for claim in broken:
+        rich.print(f"Does not hold: {claim['claim']} = {claim['found']}, claimed: {claim['limit']}")
+    return int(bool(broken) and not options.quick)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
