@@ -272,10 +272,10 @@ def _entries(
         return report.Entry(
             name,
             accuracies,
-            getattr(measured, "nonzero_parameters", measured.parameters),
+            measured.nonzero_parameters,
             size,
             gzip_size,
-            latency and latency.median,
+            latency.median if latency else None,
         )
 
     found = {kind: [accuracy(model, *data.test) for model in models] for kind, models in students.items()}

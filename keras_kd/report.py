@@ -17,7 +17,7 @@ class Entry:
     Attributes:
         name: what it is.
         accuracies: accuracy of each seed, in [0, 1].
-        parameters: number of weights.
+        parameters: number of weights that are not 0.
         size: bytes of the LiteRT file.
         gzip_size: bytes of that file after gzip.
         latency: median milliseconds of one inference.
@@ -89,7 +89,7 @@ def table(entries: Sequence[Entry], *, title: str = "") -> Any:
     from rich.table import Table
 
     result = Table(title=title or None, title_justify="left")
-    for heading in ("model", "accuracy\n%", "weights", "LiteRT\nbytes", "gzip\nbytes", "latency\nms"):
+    for heading in ("model", "accuracy\n%", "weights\nnot 0", "LiteRT\nbytes", "gzip\nbytes", "latency\nms"):
         result.add_column(heading, justify="left" if heading == "model" else "right", no_wrap=True)
     for entry in entries:
         accuracy = f"{100 * entry.mean:.1f}" + (f" ± {100 * entry.spread:.1f}" if len(entry.accuracies) > 1 else "")
