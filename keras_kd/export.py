@@ -269,7 +269,13 @@ def _prepared(model: keras.Model, quantization: str, data: Any) -> tuple[keras.M
         return model.with_rounded_kernels() if found == "dynamic" else model, found, None
     if quantization == "auto":
         quantization = "float32" if data is None else "int8"
+    if quantization == "int8" and _has_loops(model):  # TensorFlow's own measuring of ranges crashes the process there
+        return Quantization(calibration_data=data).quantize(model), "int8", None
     return model, quantization, data if quantization == "int8" else None
+
+
+def _has_loops(model: keras.Model) -> bool:
+    return any(isinstance(layer, keras.layers.RNN) and not layer.unroll for layer in model._flatten_layers())
 
 
 def _integers_of(model: QuantizedModel) -> str:

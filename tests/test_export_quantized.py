@@ -192,6 +192,17 @@ def test_a_plain_model_is_quantised_after_training(quantization, largest, tmp_pa
     assert export.to_litert(model, tmp_path / "a.tflite", representative_data=x).quantization == "int8"
 
 
+def test_recurrent_layers_stay_in_float_in_a_file_that_is_quantised_after_training(tmp_path):
+    model = keras.Sequential([keras.Input((6, 3)), layers.LSTM(4), layers.Dense(4)])
+    x = RNG.normal(size=(64, 6, 3)).astype("float32")
+    report = export.to_litert(model, tmp_path / "m.tflite", representative_data=x, min_agreement=0.5)
+    assert report.quantization == "int8"
+    assert "FULLY_CONNECTED" in report.operators
+    assert report.float_operators
+    with pytest.raises(RuntimeError, match="Not all of the file is integers"):
+        export.to_litert(model, tmp_path / "m.tflite", quantization="int8", representative_data=x)
+
+
 def test_four_bits_and_kernels_alone(tmp_path):
     sizes = {}
     for name, options in {"8": {}, "4": {"num_bits": 4}, "kernels": {"activation_bits": None}}.items():

@@ -137,17 +137,15 @@ class Quantization(keras.callbacks.Callback):
             if phase == _ROUNDED:
                 self._rounding.equal = self._clustered_layers()
             self._functions = {}
-        self._make("train", update=phase == _ROUNDED, freeze=phase == _FROZEN)
+        self._lend("train", update=phase == _ROUNDED, freeze=phase == _FROZEN)
 
-    def on_test_begin(self, logs: Any = None) -> None:
+    def on_test_batch_begin(self, batch: int, logs: Any = None) -> None:
         """Validation computes as training does."""
-        if self._phase is not None:
-            self._make("test")
+        self._lend("test")
 
-    def on_predict_begin(self, logs: Any = None) -> None:
+    def on_predict_batch_begin(self, batch: int, logs: Any = None) -> None:
         """So do predictions inside `fit`."""
-        if self._phase is not None:
-            self._make("predict")
+        self._lend("predict")
 
     def on_test_end(self, logs: Any = None) -> None:
         """Leaves no trace after an `evaluate` of its own."""
@@ -161,8 +159,6 @@ class Quantization(keras.callbacks.Callback):
     def on_train_end(self, logs: Any = None) -> None:
         """Leaves a plain model, whose ranges `quantized_model` and the export know."""
         self._phase, self._functions = None, {}
-        for kind in ("train", "test", "predict"):
-            setattr(self.model, f"{kind}_function", None)  # rounding is in them
         self._detach()
         quantized_models.remember(self._rounding.model, self._rounding)
 
@@ -293,14 +289,20 @@ class Quantization(keras.callbacks.Callback):
         """Layers with kernels that another callback lets have few values."""
         return {kernel.path for kernel in find_kernels(self._rounding.model) if is_clustered(kernel.variable)}
 
-    def _make(self, kind: str, **options: bool) -> None:
-        """Puts rounding into a compiled function of the model, unless it is there."""
-        model, attribute = self.model, f"{kind}_function"
-        if self._functions.get(kind) is not None and getattr(model, attribute) is self._functions[kind]:
+    def _lend(self, kind: str, **options: bool) -> None:
+        """Lends the model a compiled function that rounds, for one call: when `fit` fails, the model has its own back already."""
+        if self._phase in (None, _FLOAT):
             return
-        if self._phase == _FLOAT:
-            return
-        rounding, step = self._rounding, getattr(model, f"{kind}_step")
+        attribute = f"{kind}_function"
+        own, (known, function) = getattr(self.model, attribute), self._functions.get(kind, (None, None))
+        if own is None or own is not known:  # somebody else has changed what the step is
+            function = self._compiled(kind, own, **options)
+            self._functions[kind] = (own, function)
+        setattr(self.model, attribute, function)
+
+    def _compiled(self, kind: str, own: Any, **options: bool) -> Any:
+        """A function in the place of a model's own one, which it puts back when it is called."""
+        model, rounding, attribute, step = self.model, self._rounding, f"{kind}_function", getattr(self.model, f"{kind}_step")
 
         def rounded(*args: Any, **kwargs: Any) -> Any:
             with rounding.active(**options):
@@ -311,11 +313,11 @@ class Quantization(keras.callbacks.Callback):
         compiled = getattr(model, attribute)
 
         def function(*args: Any, **kwargs: Any) -> Any:
+            setattr(model, attribute, own)
             with _attribute(model, f"{kind}_step", rounded):  # Keras may look it up when it traces
                 return compiled(*args, **kwargs)
 
-        self._functions[kind] = function
-        setattr(model, attribute, function)
+        return function
 
 
 @contextlib.contextmanager

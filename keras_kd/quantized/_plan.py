@@ -46,6 +46,7 @@ class Plan:
         names: of each range, for people.
         activation_bits: bits of all activations; None if only kernels are rounded.
         floats: layers that compute in float, with their classes.
+        leaves: paths and classes of all layers without parts: a copy of the model may call them otherwise, in the same order.
     """
 
     spots: dict[str, list[Spot]] = dataclasses.field(default_factory=dict)
@@ -54,6 +55,7 @@ class Plan:
     names: list[str] = dataclasses.field(default_factory=list)
     activation_bits: int | None = 8
     floats: list[str] = dataclasses.field(default_factory=list)
+    leaves: list[list[str]] = dataclasses.field(default_factory=list)
 
     def get_config(self) -> dict[str, Any]:
         """A dict that JSON can write."""
@@ -80,6 +82,21 @@ def find_leaves(model: keras.Model) -> dict[str, Any]:
             if not isinstance(operation, keras.layers.Layer):
                 found.setdefault(prefix + operation.name, operation)
     return found
+
+
+def match_leaves(model: keras.Model, plan: Plan) -> dict[str, Any]:
+    """The layers of a model that a plan speaks of, by the paths of the plan.
+
+    Raises:
+        ValueError: if the model does not have them.
+    """
+    leaves = find_leaves(model)
+    if [kind for _, kind in plan.leaves] == [type(layer).__name__ for layer in leaves.values()]:
+        leaves = {path: layer for (path, _), layer in zip(plan.leaves, leaves.values(), strict=True)}
+    missing = [path for path in plan.spots if path not in leaves]
+    if missing:
+        raise ValueError(f'The model "{model.name}" has no layers {", ".join(missing)}, which the plan rounds.')
+    return {path: leaves[path] for path in plan.spots}
 
 
 @dataclasses.dataclass
@@ -241,7 +258,9 @@ def make_plan(model: keras.Model, bits_of: Callable[[str, Any], int | None], act
     """
     plan = Plan(activation_bits=activation_bits)
     kinds, unwanted = {}, set()
-    for path, layer in find_leaves(model).items():
+    leaves = find_leaves(model)
+    plan.leaves = [[path, type(layer).__name__] for path, layer in leaves.items()]
+    for path, layer in leaves.items():
         kinds[path] = layer, _kinds.kind_of(layer)
         if kinds[path][1] == _kinds.KERNEL:
             bits = bits_of(path, layer)

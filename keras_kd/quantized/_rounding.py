@@ -12,7 +12,7 @@ from keras import ops
 from keras_kd import _taps
 from keras_kd.quantized import _kinds, _quantizers
 from keras_kd.quantized._forms import form_of
-from keras_kd.quantized._plan import Plan, Spot, find_leaves
+from keras_kd.quantized._plan import Plan, Spot, match_leaves
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
@@ -48,11 +48,7 @@ class Rounding:
 
     def __init__(self, model: keras.Model, plan: Plan, ranges: Ranges, momentum: float = 0.9) -> None:
         self.model, self.plan, self.ranges, self.momentum = model, plan, ranges, momentum
-        leaves = find_leaves(model)
-        missing = [path for path in plan.spots if path not in leaves]
-        if missing:
-            raise ValueError(f'The model "{model.name}" has no layers {", ".join(missing)}, which the plan rounds.')
-        self.leaves = {path: leaves[path] for path in plan.spots}
+        self.leaves = match_leaves(model, plan)
         self.forms = {path: form for path in plan.bits if (form := form_of(self.leaves[path])) is not None}
         self.equal: set[str] = set()  # layers whose channels share one range, since few values of theirs are to stay few
 

@@ -80,7 +80,8 @@ class QuantizedModel(keras.Model):
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         """Runs the model with rounding."""
         with self._rounding.value.active():
-            return self.model(inputs, training=training, **({} if mask is None else {"mask": mask}))
+            masked = any(part is not None for part in keras.tree.flatten(mask))
+            return self.model(inputs, training=training, **({"mask": mask} if masked else {}))
 
     def with_rounded_kernels(self) -> keras.Model:
         """Makes a plain model whose kernels have their rounded values; its activations are not rounded."""
@@ -133,6 +134,8 @@ def copy_model(model: keras.Model) -> keras.Model:
         if not twin.built:
             twin.build(model.input_shape)
         twin.set_weights(model.get_weights())
+        for layer in twin._flatten_layers():
+            getattr(layer, "finalize_state", lambda: None)()  # layers with `adapt` compute with constants made of their weights
     except Exception as error:
         raise ValueError(
             f'The model "{model.name}" cannot be made again from its config, so there is no quantised model of it: {error} Give '

@@ -425,6 +425,82 @@ def test_bits_by_layer_and_kernels_alone():
     assert len(np.unique(np.asarray(seen.model.get_layer("depthwise").kernel))) > 5
 
 
+class Composite(layers.Layer):
+    """A layer with parts that have no names of their own."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.inner = layers.Dense(8)
+
+    def build(self, shape):
+        self.inner.build(shape)
+
+    def call(self, x):
+        return tf.nn.relu(self.inner(x)) * 2.0
+
+
+class Listed(keras.Model):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.parts = [layers.Dense(8, activation="relu") for _ in range(2)]
+        self.head = layers.Dense(3)
+
+    def call(self, inputs):
+        x = inputs["x"]
+        for part in self.parts:
+            x = part(x) + x
+        return self.head(x)
+
+
+@pytest.mark.parametrize("kind", ["composite", "listed"])
+def test_layers_whose_names_differ_in_a_copy_are_found_again(kind, tmp_path):
+    x = X[:, :2, :2].reshape(64, 8)
+    if kind == "composite":
+        model, data = keras.Sequential([keras.Input((8,)), Composite(), layers.Dense(3)]), x
+    else:
+        model, data = Listed(), {"x": x}
+        model(data)
+    model.compile("adam", LOSS)
+    quantization = callbacks.Quantization(calibration_data=data)
+    history = model.fit(data, Y, epochs=2, verbose=0, callbacks=[quantization], validation_data=(data, Y)).history
+    quantized = quantization.quantized_model()
+    quantized.compile("sgd", LOSS)
+    assert quantized.evaluate(data, Y, verbose=0) == pytest.approx(history["val_loss"][-1], rel=1e-5)
+    quantized.save(tmp_path / "q.keras")
+    custom = {"Composite": Composite, "Listed": Listed}
+    loaded = keras.saving.load_model(tmp_path / "q.keras", custom_objects=custom)
+    np.testing.assert_allclose(loaded.predict(data, verbose=0), quantized.predict(data, verbose=0), atol=1e-5)
+
+
+def test_adapted_layers_keep_their_statistics_in_the_quantised_model():
+    scale = layers.Normalization()
+    scale.adapt(X * 3 + 1)
+    model = compiled(keras.Sequential([keras.Input((8, 8, 2)), scale, layers.Conv2D(2, 3), layers.Flatten(), layers.Dense(3)]))
+    quantization = callbacks.Quantization()
+    with pytest.warns(UserWarning, match=r"stay in float: normalization\w* \(Normalization\)"):
+        history = fit(model, quantization, validation_data=(X, Y))
+    quantized = quantization.quantized_model()
+    quantized.compile("sgd", LOSS)
+    assert quantized.evaluate(X, Y, batch_size=16, verbose=0) == pytest.approx(history["val_loss"][-1], rel=1e-5)
+
+
+@pytest.mark.parametrize("failing", ["train_batch_end", "test_batch_end", "epoch_end"])
+def test_after_a_fit_that_failed_the_model_trains_plainly(failing):
+    def fail(*_, **__):
+        raise KilledError
+
+    stop = keras.callbacks.LambdaCallback()
+    setattr(stop, f"on_{failing}", fail)
+    model, twin = compiled(), compiled(conv_net())
+    twin.set_weights(model.get_weights())
+    with pytest.raises(KilledError):
+        fit(model, callbacks.Quantization(num_bits=2, activation_bits=2), stop, validation_data=(X, Y))
+    model.set_weights(twin.get_weights())
+    model.optimizer.learning_rate = 0.0
+    twin.optimizer.learning_rate = 0.0
+    assert fit(model, validation_data=(X, Y)) == fit(twin, validation_data=(X, Y))
+
+
 # Together
 
 
