@@ -73,11 +73,18 @@ def quantized_step(dataset: Any, jit_compile: Any, student: Any) -> Callable[[],
     callback = Quantization()
     callback.set_model(model)
     callback.on_train_begin()
-    callback.on_train_batch_begin(0)
     iterator = iter(dataset)
+
+    def step() -> Any:
+        callback.on_train_batch_begin(0)  # lends the model a step that rounds
+        return model.train_function(iterator)
+
+    before = model.train_function
     for _ in range(steps_benchmark.WARM_UP_STEPS):
-        model.train_function(iterator)
-    return lambda: model.train_function(iterator)
+        step()
+    if not callback.quantized_model().rounding.is_begun or model.train_function is not before:
+        raise RuntimeError("The steps do not round.")
+    return step
 
 
 def measure_steps(rounds: int, steps: int) -> dict[str, Any]:
@@ -316,20 +323,9 @@ def measure_latencies(teacher: Any, data: Any) -> dict[str, Any]:
     }
     student = steps_benchmark.conv_net(pruning_benchmark.WIDTHS, "student")
     for name, model in (("teacher", teacher), ("student", student)):
-        found[f"{name}_parameters"] = model.count_params()
-        found[f"{name}_macs"] = multiplications(model)
+        measured = profile.profile(model, runs=1)
+        found[f"{name}_parameters"], found[f"{name}_macs"] = measured.parameters, measured.macs
     return found
-
-
-def multiplications(model: Any) -> int:
-    """Multiply-accumulates of convolutions and dense layers for one image."""
-    total = 0
-    for layer in model.layers:
-        if isinstance(layer, keras.layers.Conv2D):
-            total += int(np.prod(layer.output.shape[1:3]) * np.prod(layer.kernel.shape))
-        elif isinstance(layer, keras.layers.Dense):
-            total += int(np.prod(layer.kernel.shape))
-    return total
 
 
 def summary_of(quality: dict[str, Any]) -> list[dict[str, Any]]:
