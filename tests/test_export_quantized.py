@@ -10,7 +10,7 @@ import tensorflow as tf
 from keras import layers
 
 import keras_kd
-from keras_kd import callbacks, export
+from keras_kd import _litert, callbacks, export
 
 RNG = np.random.default_rng(0)
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -289,13 +289,21 @@ def test_mixed_precision_is_exported_in_integers(tmp_path):
     assert report.agreement > 0.95
 
 
-def test_keras_own_export_takes_a_quantised_model(tmp_path):
-    model = image_net(layers.Conv2D(4, 3, activation="relu"))
+@pytest.mark.parametrize("make", [lambda: image_net(layers.Conv2D(4, 3, activation="relu")), several_inputs])
+def test_keras_own_export_takes_a_quantised_model(make, tmp_path):
+    model = make()
     x = data_for(model)
-    quantized = trained(model, x).quantized_model()
-    quantized.export(tmp_path / "saved", verbose=False, input_signature=[keras.InputSpec(shape=(None, 12, 12, 3), dtype="float32")])
+    quantized = callbacks.Quantization(calibration_data=x).quantize(model)
+    quantized.export(tmp_path / "saved", verbose=False)
     loaded = tf.saved_model.load(tmp_path / "saved")
     np.testing.assert_allclose(loaded.serve(x), quantized.predict(x, verbose=0), atol=1e-5)
+
+
+def test_keras_own_export_to_litert_takes_a_quantised_model(tmp_path):
+    model = image_net(layers.Conv2D(4, 3, activation="relu"))
+    quantized = callbacks.Quantization(calibration_data=data_for(model)).quantize(model)
+    quantized.export(tmp_path / "m.tflite", format="litert", verbose=False, optimizations=[tf.lite.Optimize.DEFAULT])
+    assert _litert.operators((tmp_path / "m.tflite").read_bytes())[1] == ()
 
 
 @pytest.mark.parametrize("quantized", [False, True])

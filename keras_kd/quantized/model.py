@@ -83,6 +83,14 @@ class QuantizedModel(keras.Model):
             masked = any(part is not None for part in keras.tree.flatten(mask))
             return self.model(inputs, training=training, **({"mask": mask} if masked else {}))
 
+    def export(self, filepath: Any, *args: Any, input_signature: Any = None, **kwargs: Any) -> None:
+        """As `keras.Model.export`; the input signature is that of the model inside, if it has one."""
+        if input_signature is None and self.inputs:
+            struct = self._inputs_struct
+            signature = keras.tree.map_structure(lambda x: keras.InputSpec(shape=(None, *x.shape[1:]), dtype=x.dtype), struct)
+            input_signature = [signature]
+        super().export(filepath, *args, input_signature=input_signature, **kwargs)
+
     def with_rounded_kernels(self) -> keras.Model:
         """Makes a plain model whose kernels have their rounded values; its activations are not rounded."""
         plain = copy_model(self.model)
