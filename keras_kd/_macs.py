@@ -1,16 +1,12 @@
 """What does one inference cost? Counts multiply-accumulates and the memory of activations on a trace of the model."""
 
-import contextlib
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
-from keras_kd import _taps
-from keras_kd.quantized._plan import OPAQUE, find_leaves
+from keras_kd import _calls
 
 BETWEEN = "(between layers)"
 _VIEWS = {"Identity", "Reshape", "Squeeze", "ExpandDims"}  # share the memory of what they read
@@ -51,9 +47,9 @@ def measure(model: keras.Model, specs: Any) -> tuple[list[LayerCost], int]:
     Returns:
         The costs in the order of first calls, and bytes.
     """
-    calls, graph, inputs, outputs = _trace(model, specs)
-    operations = graph.get_operations()
-    owner: dict[str, _Call] = {}
+    trace = _calls.trace(model, specs)
+    calls, operations = trace.calls, trace.graph.get_operations()
+    owner: dict[str, _calls.Call] = {}
     for call in calls:
         owner |= {operation.name: call for operation in operations[call.start : call.end]}
     costs: dict[str, LayerCost] = {}
@@ -68,54 +64,13 @@ def measure(model: keras.Model, specs: Any) -> tuple[list[LayerCost], int]:
     outside = sum(_macs_of(operation) for operation in operations if operation.name not in owner)
     if outside:
         costs[BETWEEN] = LayerCost(BETWEEN, "", None, outside, 0)
-    return list(costs.values()), _peak(calls, inputs, outputs, owner)
+    return list(costs.values()), _peak(trace, owner)
 
 
-@dataclasses.dataclass
-class _Call:
-    path: str
-    layer: Any
-    inputs: list[Any]
-    outputs: list[Any]
-    start: int
-    end: int
-
-
-def _trace(model: keras.Model, specs: Any) -> tuple[list[_Call], Any, list[Any], list[Any]]:
-    """Calls of layers without parts, the graph, its inputs and outputs."""
-    calls: list[_Call] = []
-    entries: list[Any] = []
-    outputs: list[Any] = []
-    leaves = find_leaves(model)
-
-    def watched(path: str, layer: Any, graph: Any) -> Callable[..., Any]:
-        def function(call: Any, *args: Any, **kwargs: Any) -> Any:
-            if tf.compat.v1.get_default_graph() is not graph:
-                return call(*args, **kwargs)
-            start = len(graph.get_operations())
-            result = call(*args, **kwargs)
-            read, given = ([t for t in keras.tree.flatten(each) if tf.is_tensor(t)] for each in (args, result))
-            calls.append(_Call(path, layer, read, given, start, len(graph.get_operations())))
-            return result
-
-        return function
-
-    @tf.function
-    def trace(x: Any) -> None:
-        graph = tf.compat.v1.get_default_graph()
-        entries.extend(keras.tree.flatten(x))
-        with contextlib.ExitStack() as stack:
-            for path, layer in leaves.items():
-                stack.enter_context(_taps.replace(layer, watched(path, layer, graph)))
-            outputs.extend(keras.tree.flatten(model(x, training=False)))
-
-    return calls, trace.get_concrete_function(specs).graph, entries, outputs
-
-
-def _macs_of_layer(call: _Call, operations: list[Any]) -> int | None:
+def _macs_of_layer(call: _calls.Call, operations: list[Any]) -> int | None:
     """Multiply-accumulates of a call; None if they are in a loop that nothing is known of."""
     layer = call.layer
-    if isinstance(layer, OPAQUE):
+    if isinstance(layer, _calls.OPAQUE):
         return _macs_of_recurrent(layer, call.inputs[0].shape)
     if isinstance(layer, _CONVOLUTIONS):  # TensorFlow writes some of them as several operations, or hides them in a function
         kernels = [variable for variable in layer.weights if "kernel" in variable.name]
@@ -163,8 +118,9 @@ def _macs_of(operation: Any) -> int:
     return 0
 
 
-def _peak(calls: list[_Call], inputs: list[Any], outputs: list[Any], owner: dict[str, _Call]) -> int:
+def _peak(trace: _calls.Trace, owner: dict[str, _calls.Call]) -> int:
     """The largest sum of bytes of inputs and outputs of layers that live at the same time."""
+    calls, inputs, outputs = trace.calls, trace.inputs, trace.outputs
     order = {id(call): place for place, call in enumerate(calls)}
     born: dict[int, tuple[int, int]] = {id(_storage(tensor)): (0, _bytes(tensor)) for tensor in inputs}
     last: dict[int, int] = {}

@@ -10,11 +10,12 @@ import numpy as np
 import tensorflow as tf
 
 from keras_kd import _taps
+from keras_kd._calls import find_leaves
 from keras_kd.callbacks._kernels import Kernel, find_kernels, matcher
 from keras_kd.callbacks.clustering import is_clustered
 from keras_kd.quantized import _kinds, _quantizers
 from keras_kd.quantized import model as quantized_models
-from keras_kd.quantized._plan import find_leaves, make_plan
+from keras_kd.quantized._plan import make_plan
 from keras_kd.quantized._rounding import Ranges, Rounding
 
 _FLOAT, _ROUNDED, _FROZEN = "float", "rounded", "frozen"

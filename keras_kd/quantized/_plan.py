@@ -1,7 +1,6 @@
 """Where in a model are integers possible? Finds, on one trace of its inference, what is rounded and which ranges that takes."""
 
 import bisect
-import contextlib
 import dataclasses
 from collections.abc import Callable
 from typing import Any
@@ -9,12 +8,11 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_kd import _taps
+from keras_kd import _calls
+from keras_kd._calls import find_leaves
 from keras_kd.quantized import _kinds
 from keras_kd.quantized._forms import form_of
 from keras_kd.quantized._quantizers import FIXED_RANGES
-
-OPAQUE = (keras.layers.RNN, keras.layers.Bidirectional, keras.layers.TimeDistributed)
 
 
 @dataclasses.dataclass
@@ -69,21 +67,6 @@ class Plan:
         return cls(**config | {"spots": spots, "fixed": fixed})
 
 
-def find_leaves(model: keras.Model) -> dict[str, Any]:
-    """Layers without parts, recurrent ones as a whole, and operations of Functional models, by path."""
-    found: dict[str, Any] = {}
-    for path, layer in _taps.find_layers(model).items():
-        parents = ["/".join(path.split("/")[:count]) for count in range(1, path.count("/") + 1)]
-        inside_leaf = any(parent in found for parent in parents)
-        if not inside_leaf and (isinstance(layer, OPAQUE) or not list(layer._flatten_layers(include_self=False))):
-            found[path] = layer
-    for prefix, owner in [("", model), *((path + "/", layer) for path, layer in _taps.find_layers(model).items())]:
-        for operation in getattr(owner, "operations", ()) if isinstance(owner, keras.Model) else ():
-            if not isinstance(operation, keras.layers.Layer):
-                found.setdefault(prefix + operation.name, operation)
-    return found
-
-
 def match_leaves(model: keras.Model, plan: Plan) -> dict[str, Any]:
     """The layers of a model that a plan speaks of, by the paths of the plan.
 
@@ -99,19 +82,15 @@ def match_leaves(model: keras.Model, plan: Plan) -> dict[str, Any]:
     return {path: leaves[path] for path in plan.spots}
 
 
-@dataclasses.dataclass
 class _Call:
-    """What a trace shows of a layer's call."""
+    """A call of a layer, and what is planned for it."""
 
-    path: str
-    name: str  # the path, with a number where there are several calls
-    layer: Any
-    kind: str
-    inputs: list[Any]  # tensors, one for each argument that is one
-    output: Any  # None for layers that give several tensors, or no floats
-    start: int  # its operations, among TensorFlow's in the graph
-    end: int
-    spot: Spot
+    def __init__(self, call: _calls.Call, kind: str) -> None:
+        self.path, self.name, self.layer, self.inputs = call.path, call.name, call.layer, call.inputs
+        self.start, self.end, self.kind = call.start, call.end, kind
+        single = len(call.outputs) == 1 and _is_float(call.outputs[0])
+        self.output = call.outputs[0] if single else None  # None for layers that give several tensors, or no floats
+        self.spot = Spot(kind, [None] * len(call.inputs))
 
 
 class _Planner:
@@ -269,8 +248,9 @@ def make_plan(model: keras.Model, bits_of: Callable[[str, Any], int | None], act
                 unwanted.add(path)
             else:
                 plan.bits[path] = bits
-    calls, graph, outputs = _trace(model, kinds, inputs)
-    planner = _Planner(plan, calls, graph, outputs)
+    trace = _calls.trace(model, inputs)
+    calls = [_Call(call, kinds[call.path][1]) for call in trace.calls]
+    planner = _Planner(plan, calls, trace.graph, trace.outputs)
     if activation_bits is not None:
         planner.run()
     for call in calls:
@@ -282,44 +262,6 @@ def make_plan(model: keras.Model, bits_of: Callable[[str, Any], int | None], act
             plan.floats.append(f"{call.path} ({type(call.layer).__name__})")
     plan.floats = list(dict.fromkeys(plan.floats))
     return _compressed(plan)
-
-
-def _trace(model: keras.Model, kinds: dict[str, tuple[Any, str]], inputs: Any) -> tuple[list[_Call], Any, list[Any]]:
-    """The calls of one pass in order, the graph, and the outputs."""
-    calls: list[_Call] = []
-    outputs: list[Any] = []
-
-    def watched(path: str, graph: Any) -> Callable[..., Any]:
-        layer, kind = kinds[path]
-
-        def function(call: Any, *args: Any, **kwargs: Any) -> Any:
-            if tf.compat.v1.get_default_graph() is not graph:  # inside a loop
-                return call(*args, **kwargs)
-            start = len(graph.get_operations())
-            result = call(*args, **kwargs)
-            tensors = [tensor for tensor in keras.tree.flatten(args) if tf.is_tensor(tensor)]
-            given = keras.tree.flatten(result)
-            output = given[0] if len(given) == 1 and _is_float(given[0]) else None
-            spot = Spot(kind, [None] * len(tensors))
-            calls.append(_Call(path, path, layer, kind, tensors, output, start, len(graph.get_operations()), spot))
-            return result
-
-        return function
-
-    @tf.function
-    def trace(x: Any) -> None:
-        graph = tf.compat.v1.get_default_graph()
-        with contextlib.ExitStack() as stack:
-            for path, (layer, _) in kinds.items():
-                stack.enter_context(_taps.replace(layer, watched(path, graph)))
-            outputs.extend(keras.tree.flatten(model(x, training=False)))
-
-    graph = trace.get_concrete_function(inputs).graph
-    for path in {call.path for call in calls}:
-        several = [call for call in calls if call.path == path]
-        for index, call in enumerate(several if len(several) > 1 else []):
-            call.name = f"{path}:{index}"
-    return calls, graph, outputs
 
 
 def _compressed(plan: Plan) -> Plan:
