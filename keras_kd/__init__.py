@@ -4,7 +4,20 @@
 from keras_kd import _backend  # noqa: F401  # first: says clearly when the backend is not TensorFlow
 
 # isort: on
-from keras_kd import callbacks, export, layers, losses, metrics, profile, quantized, regularizers, report, schedules, teachers
+from keras_kd import (
+    analysis,
+    callbacks,
+    export,
+    layers,
+    losses,
+    metrics,
+    profile,
+    quantized,
+    regularizers,
+    report,
+    schedules,
+    teachers,
+)
 from keras_kd._tunable import Tunable
 from keras_kd._version import __version__
 from keras_kd.distiller import Distiller
@@ -17,6 +30,7 @@ __all__ = [
     "Recording",
     "Tunable",
     "__version__",
+    "analysis",
     "callbacks",
     "export",
     "layers",

@@ -106,3 +106,54 @@ def trace(model: keras.Model, specs: Any) -> Trace:
         for index, call in enumerate(several if len(several) > 1 else []):
             call.name = f"{path}:{index}"
     return found
+
+
+def observer(
+    model: keras.Model, names: list[str], see: Callable[[str, Any, Any], Any]
+) -> Callable[[Any], tuple[dict[str, Any], Any]]:
+    """A compiled function of the model's inputs that gives what `see(name, output, mask)` makes of calls, and the model's outputs.
+
+    Args:
+        model: a built model.
+        names: names of calls, as `trace` gives them.
+        see: function of a name, what that call gave, and the mask of its steps (None where there is none); its results leave
+            the graph.
+    """
+    leaves = find_leaves(model)
+    wanted: dict[str, dict[int, str]] = {}
+    for name in names:
+        path, _, index = name.rpartition(":") if name not in leaves else (name, "", "0")
+        wanted.setdefault(path, {})[int(index)] = name
+
+    @tf.function(reduce_retracing=True)
+    def run(x: Any) -> Any:
+        graph = tf.compat.v1.get_default_graph()
+        given: dict[str, Any] = {}
+        counts = dict.fromkeys(wanted, 0)
+
+        def watched(path: str) -> Callable[..., Any]:
+            def function(call: Any, *args: Any, **kwargs: Any) -> Any:
+                result = call(*args, **kwargs)
+                if tf.compat.v1.get_default_graph() is graph:
+                    index, counts[path] = counts[path], counts[path] + 1
+                    if index in wanted[path]:
+                        given[wanted[path][index]] = result, _mask_of(leaves[path], args)
+                return result
+
+            return function
+
+        with contextlib.ExitStack() as stack:
+            for path in wanted:
+                stack.enter_context(_taps.replace(leaves[path], watched(path)))
+            outputs = model(x, training=False)
+        return {name: see(name, result, mask) for name, (result, mask) in given.items()}, outputs
+
+    return run
+
+
+def _mask_of(layer: Any, args: Any) -> Any:
+    """The mask of what a layer gives. Keras puts it on the tensor after the call, but attention takes it off again."""
+    if not args or not isinstance(layer, keras.layers.Layer) or not layer.supports_masking:
+        return None
+    masks = keras.tree.map_structure(lambda tensor: getattr(tensor, "_keras_mask", None), args[0])
+    return layer.compute_mask(args[0], masks)

@@ -19,7 +19,7 @@ FLOORS = [
     {"layers", "losses", "metrics", "regularizers", "quantized"},
     {"_terms", "teachers", "recording", "callbacks"},
     {"_finite", "_distribute", "_logs", "distiller", "mutual", "_litert", "export"},
-    {"_macs", "profile", "report"},
+    {"_macs", "analysis", "profile", "report"},
     {"demo"},
     {"cli", "__main__"},
 ]
