@@ -113,7 +113,7 @@ class Group:
         return [keras.ops.convert_to_tensor(kernel.variable) for kernel in self.kernels]
 
 
-class Link:
+class Link(keras.constraints.Constraint):
     """One of several constraints on a weight: what was there first, then this one.
 
     Args:
