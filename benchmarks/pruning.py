@@ -334,9 +334,9 @@ def tfmot_quality(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield finish("tfmot", sparsity, job["seed"], stripped, test, begun)
 
 
-def legacy(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Runs this script again, with Keras 2 as `tf.keras`, and gives what it prints, at once."""
-    command = [sys.executable, str(pathlib.Path(__file__).resolve()), "--legacy", json.dumps(job)]
+def legacy(job: dict[str, Any], script: str = __file__) -> Iterator[dict[str, Any]]:
+    """Runs a script again, with Keras 2 as `tf.keras`, and gives what it prints, at once."""
+    command = [sys.executable, str(pathlib.Path(script).resolve()), "--legacy", json.dumps(job)]
     environment = os.environ | {"TF_USE_LEGACY_KERAS": "1"}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         for line in process.stdout or []:

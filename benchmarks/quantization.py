@@ -13,9 +13,7 @@ import argparse
 import gzip
 import hashlib
 import json
-import os
 import pathlib
-import subprocess
 import sys
 import tempfile
 import time
@@ -242,18 +240,6 @@ def legacy_sparsity(model: Any) -> float:
     return sum(int(np.sum(kernel == 0)) for kernel in kernels) / sum(kernel.size for kernel in kernels)
 
 
-def legacy(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Runs this script again, with Keras 2 as `tf.keras`, and gives what it prints, at once."""
-    command = [sys.executable, str(pathlib.Path(__file__).resolve()), "--legacy", json.dumps(job)]
-    environment = os.environ | {"TF_USE_LEGACY_KERAS": "1"}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
-        for line in process.stdout or []:
-            if line.startswith("{"):
-                yield json.loads(line)
-    if process.returncode:
-        raise RuntimeError(f"The process with TF-MOT ended with {process.returncode}.")
-
-
 def load_teacher(settings: dict[str, Any], test: Any) -> Any:
     """The teacher, from the cache if it was trained with these settings."""
     keras.utils.set_random_seed(1000)
@@ -302,7 +288,8 @@ def run_quality(stored: dict[str, Any], quick: bool, store: Callable[[dict[str, 
         if theirs:
             path = CACHE / "start.npz"
             np.savez(path, *student.get_weights())
-            for found in legacy({"part": "quality", "start": str(path), "methods": theirs, "seed": seed, "settings": settings}):
+            job = {"part": "quality", "start": str(path), "methods": theirs, "seed": seed, "settings": settings}
+            for found in pruning_benchmark.legacy(job, __file__):
                 keep(found)
     quality["latency"] = measure_latencies(teacher, data)
     return quality
@@ -422,7 +409,7 @@ def main() -> int:
         store("quality", run_quality(result.get("quality", {}), options.quick, lambda numbers: store("quality", numbers)))
     else:
         rounds = {"rounds": 2 if options.quick else 20, "steps": 50}
-        theirs = next(legacy({"part": "speed", "speed": rounds}))
+        theirs = next(pruning_benchmark.legacy({"part": "speed", "speed": rounds}, __file__))
         store("speed", measure_steps(**rounds) | {"tfmot": theirs})
     show(result)
     broken = [claim for claim in result["claims"] if not claim["holds"]]

@@ -79,3 +79,15 @@ def student():
 def data():
     rng = np.random.default_rng(3)
     return rng.normal(size=(24, 4)).astype("float32"), rng.integers(0, 3, size=24)
+
+
+class KilledError(Exception):
+    """What `KillAtEpoch` raises."""
+
+
+class KillAtEpoch(keras.callbacks.Callback):
+    """Ends a `fit` before its third epoch, as a machine that fails would."""
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == 2:
+            raise KilledError

@@ -135,7 +135,7 @@ class Quantization(keras.callbacks.Callback):
         phase = self._next_phase()
         if phase != self._phase:
             self._phase = phase
-            if phase == _ROUNDED:
+            if phase != _FLOAT:
                 self._rounding.equal = self._clustered_layers()
             self._functions = {}
         self._lend("train", update=phase == _ROUNDED, freeze=phase == _FROZEN)
@@ -161,7 +161,8 @@ class Quantization(keras.callbacks.Callback):
         """Leaves a plain model, whose ranges `quantized_model` and the export know."""
         self._phase, self._functions = None, {}
         self._detach()
-        quantized_models.remember(self._rounding.model, self._rounding)
+        if self._has_ranges():
+            quantized_models.remember(self._rounding.model, self._rounding)
 
     # What users call
 
@@ -176,7 +177,7 @@ class Quantization(keras.callbacks.Callback):
             ValueError: if the model cannot be made again from its config.
         """
         rounding = self._rounding
-        if rounding is None or (rounding.plan.names and not rounding.is_begun):
+        if not self._has_ranges():
             raise RuntimeError("There are no ranges yet: call `quantized_model` when `fit` with this callback has rounded a step.")
         quantized = quantized_models.QuantizedModel(quantized_models.copy_model(rounding.model), rounding.plan, rounding.equal)
         quantized.ranges.set_weights(rounding.ranges.get_weights())
@@ -284,7 +285,11 @@ class Quantization(keras.callbacks.Callback):
             step = int(keras.ops.convert_to_numpy(self.model.optimizer.iterations))
         if step < self.start_step:
             return _FLOAT
-        return _FROZEN if self.freeze_step is not None and step >= self.freeze_step else _ROUNDED
+        frozen = self.freeze_step is not None and step >= self.freeze_step
+        return _FROZEN if frozen and self._has_ranges() else _ROUNDED  # without ranges, one step measures them first
+
+    def _has_ranges(self) -> bool:
+        return self._rounding is not None and (not self._rounding.plan.names or self._rounding.is_begun)
 
     def _clustered_layers(self) -> set[str]:
         """Layers with kernels that another callback lets have few values."""
@@ -295,8 +300,9 @@ class Quantization(keras.callbacks.Callback):
         if self._phase in (None, _FLOAT):
             return
         attribute = f"{kind}_function"
+        getattr(self.model, f"make_{attribute}")()  # unless it has one
         own, (known, function) = getattr(self.model, attribute), self._functions.get(kind, (None, None))
-        if own is None or own is not known:  # somebody else has changed what the step is
+        if own is not known:  # the first time, or somebody else has changed what the step is
             function = self._compiled(kind, own, **options)
             self._functions[kind] = (own, function)
         setattr(self.model, attribute, function)

@@ -12,7 +12,7 @@ from keras import layers
 import keras_kd
 from keras_kd import _tfmot, callbacks, schedules
 from keras_kd.callbacks import _masks
-from tests.conftest import classifier, convolutional, two_devices
+from tests.conftest import KillAtEpoch, KilledError, classifier, convolutional, two_devices
 
 RNG = np.random.default_rng(0)
 X, Y = RNG.normal(size=(32, 4)).astype("float32"), RNG.integers(0, 3, size=32)
@@ -250,16 +250,6 @@ def test_zeros_stay_in_a_later_fit_with_keep_sparsity_and_drift_without():
     assert zeros(model.layers[0].kernel) < 0.5
 
 
-class KilledError(Exception):
-    pass
-
-
-class _Kill(keras.callbacks.Callback):
-    def on_epoch_begin(self, epoch, logs=None):
-        if epoch == 2:
-            raise KilledError
-
-
 @pytest.mark.parametrize("first", ["pruning", "backup"])
 def test_training_that_was_killed_and_resumed_ends_with_the_same_masks(tmp_path, first):
     def run(kill):
@@ -268,7 +258,7 @@ def test_training_that_was_killed_and_resumed_ends_with_the_same_masks(tmp_path,
         model.compile(keras.optimizers.Adam(0.05), LOSS)
         both = [callbacks.Pruning(polynomial(end=14, frequency=3)), keras.callbacks.BackupAndRestore(tmp_path / "backup")]
         both = both if first == "pruning" else both[::-1]
-        model.fit(X, Y, batch_size=8, epochs=4, shuffle=False, verbose=0, callbacks=[*both, *([_Kill()] if kill else [])])
+        model.fit(X, Y, batch_size=8, epochs=4, shuffle=False, verbose=0, callbacks=[*both, *([KillAtEpoch()] if kill else [])])
         return model.layers[0].kernel.numpy()
 
     whole = run(kill=False)

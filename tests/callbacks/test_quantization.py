@@ -14,7 +14,7 @@ from keras import layers
 import keras_kd
 from keras_kd import _tfmot, callbacks
 from keras_kd.quantized import QuantizedModel, _quantizers
-from tests.conftest import classifier, two_devices
+from tests.conftest import KillAtEpoch, KilledError, classifier, two_devices
 from tests.references import fake_quantize
 
 RNG = np.random.default_rng(0)
@@ -278,6 +278,35 @@ def test_rounding_starts_at_its_step_and_freezes_at_its_step():
         np.testing.assert_array_equal(look.means[later], look.means[4])
 
 
+def test_a_freeze_step_that_is_over_already_measures_ranges_in_one_step_first():
+    model, quantization = compiled(), callbacks.Quantization(freeze_step=0)
+    look = Look(quantization)
+    fit(model, callbacks.Clustering(4), quantization, look)
+    assert np.any(look.ranges[0] != 0)
+    for later in look.ranges[1:]:
+        np.testing.assert_array_equal(later, look.ranges[0])
+    assert quantization.quantized_model().channels_together == ["conv", "depthwise", "head"]
+
+
+def test_a_fit_that_never_came_to_rounding_is_not_taken_for_one(tmp_path):
+    model, quantization = compiled(), callbacks.Quantization(start_step=1000)
+    fit(model, quantization)
+    with pytest.raises(RuntimeError, match="There are no ranges yet"):
+        quantization.quantized_model()
+    assert keras_kd.export.to_litert(model, tmp_path / "m.tflite").quantization == "float32"
+
+
+def test_a_step_that_somebody_renews_in_the_middle_still_rounds():
+    class Renew(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            self.model.train_function = None
+
+    model, quantization = compiled(optimizer=keras.optimizers.SGD(0.0)), callbacks.Quantization()
+    look = Look(quantization)
+    fit(model, quantization, Renew(), look, shuffle=True)
+    assert float(quantization._rounding.ranges.updates) == 8
+
+
 def test_calibration_measures_ranges_before_the_first_step():
     for data in (X, tf.data.Dataset.from_tensor_slices((X, Y)).batch(32), [X[:32], X[32:]]):
         model, quantization = (
@@ -291,23 +320,13 @@ def test_calibration_measures_ranges_before_the_first_step():
         np.testing.assert_array_equal(model.get_layer("norm").moving_mean, mean)
 
 
-class KilledError(Exception):
-    pass
-
-
-class _Kill(keras.callbacks.Callback):
-    def on_epoch_begin(self, epoch, logs=None):
-        if epoch == 2:
-            raise KilledError
-
-
 @pytest.mark.parametrize("first", ["quantization", "backup"])
 def test_training_that_was_killed_and_resumed_ends_with_the_same_ranges_and_weights(tmp_path, first):
     def run(kill):
         keras.utils.set_random_seed(5)
         model, quantization = compiled(), callbacks.Quantization()
         both = [quantization, keras.callbacks.BackupAndRestore(tmp_path / "backup")][:: 1 if first == "quantization" else -1]
-        fit(model, *both, *([_Kill()] if kill else []), epochs=4)
+        fit(model, *both, *([KillAtEpoch()] if kill else []), epochs=4)
         return [*model.get_weights(), np.array(quantization._rounding.ranges.limits)]
 
     whole = run(kill=False)
