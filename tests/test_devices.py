@@ -209,7 +209,7 @@ def distillers(teacher, student, loss, metrics=(), **kwargs):
 def assert_same_logs(received, expected):
     assert set(received) == set(expected)
     for name, value in expected.items():
-        assert received[name] == pytest.approx(value, rel=1e-5, abs=1e-6), name
+        np.testing.assert_allclose(received[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
 
 
 def both_kinds():
