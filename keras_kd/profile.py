@@ -1,19 +1,22 @@
 """How large and how fast is a model? Measured, not estimated."""
 
+import contextlib
 import dataclasses
 import gzip
+import io
 import os
 import pathlib
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_kd import _macs, _taps
+from keras_kd import _calls, _litert, _macs, _taps
+from keras_kd._outputs import shapes_agree
 from keras_kd.export import open_litert
 
 
@@ -25,7 +28,7 @@ class Latency:
         median: median over the runs.
         low: 10th percentile.
         high: 90th percentile.
-        threads: threads of the interpreter; 0 where TensorFlow decides.
+        threads: threads that may work on one operation.
         runs: number of runs.
     """
 
@@ -41,13 +44,13 @@ class LayerProfile:
     """What one layer holds and costs.
 
     Attributes:
-        path: path of the layer, such as `"backbone/conv1"`; `"(between layers)"` stands for operations outside of layers.
+        path: path of the layer, such as `"backbone/conv1"`; `"(model)"` stands for what the model computes outside of its layers.
         kind: its class.
-        output_shape: shape of its output for one sample; None if it gives several.
-        parameters: number of its own weights.
+        output_shape: shape of its output for a batch of one; None if it gives several, or is not called.
+        parameters: number of its own weights, without those of layers inside that have rows of their own.
         nonzero_parameters: how many of them are not 0.
-        macs: multiply-accumulates of one sample, over all calls; None where a loop hides them.
-        activation_bytes: bytes of its outputs for one sample.
+        macs: multiply-accumulates of one sample, over all calls; None where they cannot be counted.
+        activation_bytes: bytes of memory that its outputs take for one sample; 0 for views.
     """
 
     path: str
@@ -66,12 +69,18 @@ class Profile:
     Attributes:
         parameters: number of weights.
         nonzero_parameters: how many of them are not 0.
-        macs: multiply-accumulates of one sample in convolutions, dense layers, attention and recurrent layers, as TensorFlow's
-            profiler counts them (half of its float operations); additions, normalisations and activations count nothing.
-        uncounted: layers whose multiply-accumulates are not in `macs`, since a loop hides them.
-        peak_activation_bytes: the largest sum of bytes of inputs and outputs of layers that live at the same time in one inference
-            of one sample, layer by layer: an output lives until its last reader is done. Views (reshape, flatten) share memory.
-        layers: every layer that computes, in the order of the first calls.
+        macs: multiply-accumulates of one sample: those of matrix products, convolutions and einsums in the graph that TensorFlow
+            runs, half of the float operations that its profiler gives for them; times the turns of loops, the larger branch of
+            conditions. A convolution counts output positions times kernel, padding too. Additions, products by element,
+            normalisations, pooling, embeddings and activation functions count nothing.
+        uncounted: layers whose multiply-accumulates are not in `macs`: in loops inside functions or other loops, in Python
+            functions and sparse products.
+        peak_activation_bytes: the largest sum of bytes of tensors that live at the same time in one inference of one sample,
+            layer by layer, each in its own type. Inputs count, outputs of layers, and what is computed between layers (`a + b`,
+            scores of attention); weights and what is made inside of a layer without parts do not. A tensor lives from its making
+            to its last reader, the model's outputs to the end. Views (reshape, flatten, dropout) share memory.
+        layers: every layer without parts, recurrent ones as a whole, and others that compute or hold something themselves; in the
+            order of the first calls.
         keras_latency: of the model's inference compiled by `tf.function`.
         size: bytes of the file.
         gzip_size: bytes of the file after gzip.
@@ -106,23 +115,20 @@ class Profile:
             macs = "not counted" if layer.macs is None else f"{layer.macs:,}"
             numbers = (f"{layer.parameters:,}", f"{layer.nonzero_parameters:,}", macs, f"{layer.activation_bytes:,}")
             made.add_row(layer.path, layer.kind, shape, *numbers)
-        total = (
-            f"{self.parameters:,}",
-            f"{self.nonzero_parameters:,}",
-            f"{self.macs:,}",
-            f"{self.peak_activation_bytes:,} at once",
-        )
-        made.add_row("all", "", "", *total)
-        console = Console(width=200)
+        macs = f"{'at least ' if self.uncounted else ''}{self.macs:,}"
+        peak = f"{self.peak_activation_bytes:,} at once"
+        made.add_row("all", "", "", f"{self.parameters:,}", f"{self.nonzero_parameters:,}", macs, peak)
+        # Wide enough for any path, and without what a terminal would be given: colours, [tags] in names of layers.
+        console = Console(file=io.StringIO(), width=1000, color_system=None, markup=False, emoji=False, highlight=False)
         with console.capture() as captured:
             console.print(made)
             for name, latency in (("Keras", self.keras_latency), ("LiteRT", self.latency)):
                 if latency is not None:
-                    threads = f"{latency.threads} threads" if latency.threads else "TensorFlow's threads"
                     spread = f"{latency.low:.3f} to {latency.high:.3f}"
-                    console.print(f"{name}: {latency.median:.3f} ms ({spread}, {latency.runs} runs, {threads})", highlight=False)
+                    threads = f"{latency.threads} thread{'s' if latency.threads > 1 else ''}"
+                    console.print(f"{name}: {latency.median:.3f} ms ({spread}, {latency.runs} runs, {threads})")
             if self.size is not None:
-                console.print(f"File: {self.size:,} bytes, {self.gzip_size:,} after gzip", highlight=False)
+                console.print(f"File: {self.size:,} bytes, {self.gzip_size:,} after gzip")
         return "\n".join(line.rstrip() for line in captured.get().splitlines())
 
     def __str__(self) -> str:
@@ -137,16 +143,18 @@ def profile(
     Args:
         model: a built Keras model; for a Distiller, its student.
         path: the file, as `keras_kd.export.to_litert` wrote it; None: the model alone.
-        data: a sample or more of the inputs, nested as the model takes them, for models whose input shapes have unknown lengths.
+        data: inputs of one sample or more, nested as the model takes them, for models whose input shapes are not known; the first
+            sample is measured. None: random numbers, ones for integers.
         threads: threads of the LiteRT interpreter.
-        runs: number of timed inferences.
+        runs: number of timed inferences, in Keras and in LiteRT.
 
     Returns:
         A `Profile`.
 
     Raises:
         TypeError: if `model` is no Keras model.
-        ValueError: if it is not built, `runs` is not positive, or input shapes have unknown lengths and there is no `data`.
+        ValueError: if it is not built, `runs` is not positive, `data` holds no sample, or input shapes are not known and there is
+            no `data`.
         FileNotFoundError: if there is no file at `path`.
 
     Example:
@@ -164,67 +172,126 @@ def profile(
         raise ValueError(f'`model` must be built. Received: the unbuilt model "{model.name}". Call it on a batch of data first.')
     if path is not None and not pathlib.Path(path).is_file():
         raise FileNotFoundError(f'`path` must be a LiteRT file. Received: path="{path}", where there is none.')
-    specs = _specs_of_one(model, data)
-    costs, peak = _macs.measure(model, specs)
+    _check_runs(runs)
+    sample = _sample_of(model, data)
+    with _unchanged(model):
+        costs, peak = _macs.measure(model, sample)
+        keras_latency = _keras_latency(model, sample, runs)
     layers = _layer_profiles(model, costs)
-    nonzero = sum(int(np.count_nonzero(weight)) for weight in model.get_weights())
+    nonzero = sum(layer.nonzero_parameters for layer in layers)
     uncounted = tuple(cost.path for cost in costs if cost.macs is None)
     macs = sum(cost.macs or 0 for cost in costs)
-    numbers = (model.count_params(), nonzero, macs, uncounted, peak, layers, _keras_latency(model, specs, runs))
+    numbers = (model.count_params(), nonzero, macs, uncounted, peak, layers, keras_latency)
     if path is None:
         return Profile(*numbers)
     content = pathlib.Path(path).read_bytes()
-    return Profile(*numbers, len(content), len(gzip.compress(content, 9)), measure_latency(content, threads=threads, runs=runs))
+    latency = measure_latency(content, data=sample, threads=threads, runs=runs)
+    return Profile(*numbers, len(content), len(gzip.compress(content, 9)), latency)
 
 
-def _specs_of_one(model: keras.Model, data: Any) -> Any:
-    """Specs of one sample."""
-    if data is not None:
-        return keras.tree.map_structure(lambda x: tf.TensorSpec((1, *np.shape(x)[1:]), tf.as_dtype(np.asarray(x).dtype)), data)
+def _sample_of(model: keras.Model, data: Any) -> Any:
+    """Arrays of one sample, in the types of the model's inputs."""
     specs = _taps.input_specs(model)
-    known = specs is not None and all(None not in tuple(spec.shape)[1:] for spec in keras.tree.flatten(specs))
-    if not known:
+    if data is None:
+        shapes = None if specs is None else [tuple(spec.shape) for spec in keras.tree.flatten(specs)]
+        if shapes is None or any(None in shape[1:] for shape in shapes):
+            received = "a subclassed model" if shapes is None else f"inputs of shapes {', '.join(map(str, shapes))}"
+            raise ValueError(
+                f'The input shapes of "{model.name}" have unknown lengths. Received: data=None, {received}. '
+                "Pass `data`, a sample of its inputs."
+            )
+        return keras.tree.map_structure(lambda spec: _random((1, *spec.shape[1:]), spec.dtype.as_numpy_dtype), specs)
+    if isinstance(data, dict) and isinstance(specs, list | tuple):  # by the names of the inputs
+        data = [data.get(tensor.name) for tensor in model.inputs]
+    arrays = _first_of(data)
+    flat, known = keras.tree.flatten(arrays), keras.tree.flatten(specs) if specs is not None else []
+    if known:
+        wanted = [tuple(spec.shape)[1:] for spec in known]
+        if not _fit([array.shape[1:] for array in flat], wanted):
+            raise ValueError(
+                f'`data` must be inputs of "{model.name}": of shapes {wanted} a sample. Received: {[a.shape[1:] for a in flat]}.'
+            )
+        types = [spec.dtype.as_numpy_dtype for spec in known]
+    else:
+        types = [keras.config.floatx() if array.dtype.kind == "f" else array.dtype for array in flat]
+    return keras.tree.pack_sequence_as(arrays, [array.astype(kind) for array, kind in zip(flat, types, strict=True)])
+
+
+def _first_of(data: Any) -> Any:
+    """The first sample, as a batch of one."""
+    try:
+        arrays = keras.tree.map_structure(np.asarray, data)
+    except Exception:
+        arrays = []
+    flat = keras.tree.flatten(arrays)
+    if not flat or any(array.ndim == 0 or len(array) == 0 or array.dtype == object for array in flat):
         raise ValueError(
-            f'The input shapes of "{model.name}" have unknown lengths. Received: data=None. Pass `data`, a sample of its inputs.'
+            "`data` must be an array of samples, or arrays nested as the model takes them, with at least one sample. "
+            f"Received: {type(data).__name__} of shapes {[array.shape for array in flat]}."
         )
-    return keras.tree.map_structure(lambda spec: tf.TensorSpec((1, *spec.shape[1:]), spec.dtype), specs)
+    return keras.tree.map_structure(lambda array: array[:1], arrays)
+
+
+@contextlib.contextmanager
+def _unchanged(model: keras.Model) -> Iterator[None]:
+    """Puts back what an inference may change: states of stateful layers, seeds."""
+    former = [(variable, variable.numpy()) for variable in model.non_trainable_variables]
+    try:
+        yield
+    finally:
+        for variable, value in former:
+            variable.assign(value)
 
 
 def _layer_profiles(model: keras.Model, costs: list[_macs.LayerCost]) -> tuple[LayerProfile, ...]:
-    """Costs with each layer's weights; layers that hold weights, and leave the computing to their parts, come last."""
-    holders = _taps.find_layers(model) | {"(model)": model}
-    seen: set[int] = set()
-
-    def weights_of(path: str) -> tuple[int, int]:
-        own = [weight for weight in holders[path].weights if id(weight) not in seen] if path in holders else []
-        seen.update(id(weight) for weight in own)
-        arrays = [keras.ops.convert_to_numpy(weight) for weight in own]
-        return sum(array.size for array in arrays), sum(int(np.count_nonzero(array)) for array in arrays)
-
+    """Costs with each layer's own weights; layers that hold weights, and leave the computing to their parts, come last."""
+    holders = _taps.find_layers(model) | {_macs.ROOT: model}
+    leaves = _calls.find_leaves(model)
+    own = _own_weights(holders, [cost.path for cost in costs if cost.path in leaves])
     found = [
-        LayerProfile(cost.path, cost.kind, cost.output_shape, *weights_of(cost.path), cost.macs, cost.activation_bytes)
+        LayerProfile(cost.path, cost.kind, cost.output_shape, *own.pop(cost.path, (0, 0)), cost.macs, cost.activation_bytes)
         for cost in costs
     ]
-    for path in sorted(holders, key=lambda path: -path.count("/")):  # what a part holds is not counted for the whole, too
-        parameters, nonzero = weights_of(path)
-        if parameters:
-            found.append(LayerProfile(path, type(holders[path]).__name__, None, parameters, nonzero, 0, 0))
-    return tuple(found)
+    rest = [path for path in holders if own.get(path, (0, 0))[0]]
+    return (*found, *(LayerProfile(path, type(holders[path]).__name__, None, *own[path], 0, 0) for path in rest))
 
 
-def _keras_latency(model: keras.Model, specs: Any, runs: int, warmup: int = 20) -> Latency:
-    x = keras.tree.map_structure(lambda spec: tf.zeros(spec.shape, spec.dtype), specs)
+def _own_weights(holders: dict[str, Any], first: list[str]) -> dict[str, tuple[int, int]]:
+    """Numbers of weights and of those that are not 0; what a part holds is not counted for the whole, too.
+
+    Args:
+        holders: layers by path.
+        first: paths of those that come first where a layer has several paths.
+    """
+    deepest_first = sorted(holders, key=lambda path: -1 if path == _macs.ROOT else path.count("/"), reverse=True)
+    seen: set[int] = set()
+    found: dict[str, tuple[int, int]] = {}
+    for path in dict.fromkeys([path for path in first if path in holders] + deepest_first):
+        weights = [weight for weight in holders[path].weights if id(weight) not in seen]
+        seen.update(id(weight) for weight in weights)
+        arrays = [keras.ops.convert_to_numpy(weight) for weight in weights]
+        found[path] = sum(array.size for array in arrays), sum(int(np.count_nonzero(array)) for array in arrays)
+    return found
+
+
+def _keras_latency(model: keras.Model, sample: Any, runs: int, warmup: int = 20) -> Latency:
+    x = keras.tree.map_structure(tf.convert_to_tensor, sample)
 
     @tf.function
     def infer(x: Any) -> Any:
-        return model(x, training=False)
+        return tf.nest.flatten(model(x, training=False), expand_composites=True)
 
-    return _timed(lambda: keras.tree.map_structure(lambda y: y.numpy(), infer(x)), 0, runs, warmup)
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = tf.config.threading.get_intra_op_parallelism_threads() or processors  # 0: as many as there are processors
+    return _timed(lambda: [y.numpy() for y in infer(x)], threads, runs, warmup)
+
+
+def _check_runs(runs: int) -> None:
+    if runs < 1:
+        raise ValueError(f"`runs` must be at least 1. Received: runs={runs}.")
 
 
 def _timed(once: Callable[[], Any], threads: int, runs: int, warmup: int) -> Latency:
-    if runs < 1:
-        raise ValueError(f"`runs` must be at least 1. Received: runs={runs}.")
     times = []
     for index in range(warmup + runs):
         start = time.perf_counter()
@@ -235,31 +302,60 @@ def _timed(once: Callable[[], Any], threads: int, runs: int, warmup: int) -> Lat
     return Latency(statistics.median(times), float(low), float(high), threads, runs)
 
 
-def measure_latency(file: str | os.PathLike[str] | bytes, *, threads: int = 1, runs: int = 200, warmup: int = 20) -> Latency:
+def measure_latency(
+    file: str | os.PathLike[str] | bytes, *, data: Any = None, threads: int = 1, runs: int = 200, warmup: int = 20
+) -> Latency:
     """Times single inferences of one sample in the LiteRT interpreter.
 
     Args:
         file: a LiteRT file, or its content.
+        data: inputs of one sample or more, nested as the Keras model takes them, of which the first is measured; the file must be
+            one of `keras_kd.export`. None: random numbers, with 1 for unknown lengths.
         threads: threads of the interpreter.
         runs: number of timed inferences, at least 1.
         warmup: inferences before that.
 
     Returns:
         A `Latency`, in milliseconds.
+
+    Raises:
+        ValueError: if `runs` is not positive, or `data` does not fit the file.
     """
-    if runs < 1:
-        raise ValueError(f"`runs` must be at least 1. Received: runs={runs}.")
+    _check_runs(runs)
     interpreter = open_litert(file, threads=threads)
-    for detail in interpreter.get_input_details():
-        interpreter.resize_tensor_input(detail["index"], [1 if n == -1 else n for n in detail["shape_signature"]])
+    details = interpreter.get_input_details()
+    if data is None:
+        arrays = [_random([1 if n == -1 else n for n in detail["shape_signature"]], detail["dtype"]) for detail in details]
+    else:
+        arrays = _border_arrays(interpreter, details, keras.tree.flatten(_first_of(data)))
+    for detail, array in zip(details, arrays, strict=True):
+        interpreter.resize_tensor_input(detail["index"], array.shape)
     interpreter.allocate_tensors()
-    for detail in interpreter.get_input_details():
-        interpreter.set_tensor(detail["index"], _sample(detail))
+    for detail, array in zip(details, arrays, strict=True):
+        interpreter.set_tensor(detail["index"], array)
     return _timed(interpreter.invoke, threads, runs, warmup)
 
 
-def _sample(detail: dict[str, Any]) -> np.ndarray:
-    shape, dtype = detail["shape"], detail["dtype"]
+def _border_arrays(interpreter: Any, details: list[dict[str, Any]], arrays: list[np.ndarray]) -> list[np.ndarray]:
+    """What the file takes, in its order and types."""
+    named = interpreter.get_signature_runner("serving_default").get_input_details()
+    by_index = {named[f"input_{i}"]["index"]: array for i, array in enumerate(arrays) if f"input_{i}" in named}
+    wanted = [tuple(None if n == -1 else int(n) for n in detail["shape_signature"]) for detail in details]
+    given = [by_index.get(detail["index"], np.empty(0)) for detail in details]
+    if len(arrays) != len(details) or not _fit([array.shape for array in given], wanted):
+        raise ValueError(
+            f"The LiteRT file must take the model's inputs. Received: inputs of shapes {[array.shape for array in arrays]}, a file "
+            f"of shapes {wanted}. Export the model again."
+        )
+    return [_litert._to_border(array, detail) for array, detail in zip(given, details, strict=True)]
+
+
+def _fit(shapes: list[tuple[int, ...]], wanted: list[tuple[int | None, ...]]) -> bool:
+    """Whether each shape is the wanted one, where None stands for any length."""
+    return len(shapes) == len(wanted) and all(map(shapes_agree, shapes, wanted))
+
+
+def _random(shape: Any, dtype: Any) -> np.ndarray:
     if np.issubdtype(dtype, np.floating):
         return np.random.default_rng(0).normal(size=shape).astype(dtype)
     return np.ones(shape, dtype)
