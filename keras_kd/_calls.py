@@ -44,7 +44,9 @@ def find_leaves(model: keras.Model) -> dict[str, Any]:
     for path, layer in layers.items():
         parents = ["/".join(path.split("/")[:count]) for count in range(1, path.count("/") + 1)]
         inside_leaf = any(parent in found for parent in parents)
-        if not inside_leaf and (isinstance(layer, OPAQUE) or not list(layer._flatten_layers(include_self=False))):
+        activation = getattr(layer, "activation", None)  # may be a layer, which does not make its owner a container
+        parts = [part for part in layer._flatten_layers(include_self=False) if part is not activation]
+        if not inside_leaf and (isinstance(layer, OPAQUE) or not parts):
             found[path] = layer
     for prefix, owner in [("", model), *((path + "/", layer) for path, layer in layers.items())]:
         for operation in getattr(owner, "operations", ()) if isinstance(owner, keras.Model) else ():
@@ -85,7 +87,8 @@ def trace(model: keras.Model, specs: Any) -> Trace:
                 return call(*args, **kwargs)
             start = len(graph.get_operations())
             result = call(*args, **kwargs)
-            read, given = ([t for t in keras.tree.flatten(each) if tf.is_tensor(t)] for each in (args, result))
+            arguments = args or (kwargs.get("inputs"),)
+            read, given = ([t for t in keras.tree.flatten(each) if tf.is_tensor(t)] for each in (arguments, result))
             found.calls.append(Call(path, path, layer, read, given, start, len(graph.get_operations())))
             return result
 

@@ -4,6 +4,7 @@ import collections
 import contextlib
 import functools
 import io
+import re
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -139,11 +140,20 @@ def _plain_resolver() -> Any:
     return OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
 
 
-def operators(content: bytes) -> tuple[dict[str, int], tuple[str, ...]]:
-    """The operators of a file with their numbers, and those that compute on floats."""
+def operators(content: bytes, arrays: Any = None) -> tuple[dict[str, int], tuple[str, ...]]:
+    """The operators of a file with their numbers, and those that compute on floats.
+
+    Args:
+        content: of the file.
+        arrays: inputs of the model in its order, for files of unknown lengths.
+    """
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(model_content=content, experimental_op_resolver_type=_plain_resolver())
+    for detail in interpreter.get_input_details() if arrays is not None else []:
+        index = re.search(r"input_(\d+)", detail["name"])
+        if index and -1 in list(detail["shape_signature"])[1:]:
+            interpreter.resize_tensor_input(detail["index"], (1, *np.shape(arrays[int(index[1])])[1:]))
     interpreter.allocate_tensors()
     kinds = {detail["index"]: np.dtype(detail["dtype"]).kind for detail in interpreter.get_tensor_details()}
     found: collections.Counter[str] = collections.Counter()

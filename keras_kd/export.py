@@ -15,7 +15,7 @@ import tensorflow as tf
 from keras_kd import _litert
 from keras_kd.callbacks import Quantization
 from keras_kd.quantized import QuantizedModel
-from keras_kd.quantized.model import trained_with_rounding
+from keras_kd.quantized.model import finalize_states, trained_with_rounding
 
 _MODES = ("auto", "float32", "float16", "dynamic", "int8", "int4")
 # Largest difference allowed, relative to the largest output: for files that round as the model does, and for those that do not.
@@ -116,6 +116,9 @@ def to_litert(
     if sparse not in (True, False, "auto"):
         raise ValueError(f'`sparse` must be True, False or "auto". Received: sparse={sparse!r}.')
     data = None if representative_data is None else _check_inputs(model, representative_data, "representative_data")
+    if data is not None and getattr(model, "inputs", None):  # the converter casts nothing
+        arrays = [a.astype(t.dtype) for a, t in zip(keras.tree.flatten(data), model.inputs, strict=True)]
+        data = keras.tree.pack_sequence_as(data, arrays)
     model, mode, measured = _prepared(model, quantization, data)
     if io_dtype != "float32" and mode not in ("int8", "int4"):
         raise ValueError(
@@ -125,7 +128,7 @@ def to_litert(
     real = check_data is not None or data is not None
     inputs = _random_inputs(model) if not real else data if check_data is None else _check_inputs(model, check_data)
     content, is_sparse = _smallest(model, inputs, _options(mode, measured, io_dtype), sparse)
-    operators, floats = _litert.operators(content)
+    operators, floats = _litert.operators(content, keras.tree.flatten(inputs))
     if quantization in ("int8", "int4") and floats:
         raise RuntimeError(
             f"Not all of the file is integers: {', '.join(floats)} compute on floats. Nothing was written. Take layers that can "
@@ -374,6 +377,7 @@ def _in_float32(model: keras.Model) -> keras.Model:
         if not twin.built:
             twin.build(model.input_shape)
         twin.set_weights([np.asarray(w, "float32") if w.dtype.kind == "f" else w for w in model.get_weights()])
+        finalize_states(twin)
     except Exception as error:
         raise ValueError(
             f'"{model.name}" computes in {", ".join(sorted(policies))}, LiteRT in float32, and the model cannot be rebuilt from '

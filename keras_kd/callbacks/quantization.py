@@ -199,10 +199,11 @@ class Quantization(keras.callbacks.Callback):
             raise ValueError(
                 "`calibration_data` must be given to measure ranges without training. Received: calibration_data=None."
             )
+        self._rounding = None  # ranges of an earlier model, or of other weights, say nothing here
         self.set_model(model)
         rounding = self._prepare()
         try:
-            if self.calibration_data is not None and not rounding.is_begun:
+            if self.calibration_data is not None:
                 self._calibrate(rounding)
             return self.quantized_model()
         finally:
@@ -269,6 +270,7 @@ class Quantization(keras.callbacks.Callback):
     def _calibrate(self, rounding: Rounding) -> None:
         specs = keras.tree.flatten(self._specs(rounding.model))
         batches = 0
+        self._rounding = None  # until it is done: half of the data is no calibration
         for batch in _batches(self.calibration_data, len(specs)):
             _check_batch(batch, specs)
             with self.model.distribute_strategy.scope(), rounding.active(update=True):
@@ -276,6 +278,7 @@ class Quantization(keras.callbacks.Callback):
             batches += 1
         if not batches:
             raise ValueError("`calibration_data` must hold at least one sample. Received: none.")
+        self._rounding = rounding
 
     def _next_phase(self) -> str:
         if self._phase == _FROZEN or (self._phase == _ROUNDED and self.freeze_step is None):

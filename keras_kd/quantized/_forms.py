@@ -13,7 +13,7 @@ Between = Callable[[Any], Any]  # rounds what flows between two kernels, or betw
 
 
 def _dense(layer: Any, x: Any, weight: Weight, between: Between) -> Any:
-    return _biased(layer, ops.matmul(x, weight("kernel")))
+    return _biased(layer, between(ops.matmul(x, weight("kernel"))))
 
 
 def _einsum(layer: Any, x: Any, weight: Weight, between: Between) -> Any:
@@ -87,9 +87,10 @@ class Form:
     def __init__(self, compute: Callable[..., Any], *kernels: str, per_channel: bool = True) -> None:
         self.compute, self.kernels, self.per_channel = compute, kernels, per_channel
 
-    def has_between(self, layer: Any) -> bool:
-        """Whether something is rounded between its parts."""
-        return len(self.kernels) > 1 or (self.compute is _einsum and layer.bias is not None)
+    def has_between(self, layer: Any, rank: int) -> bool:
+        """Whether something is rounded between its parts, for inputs of this many axes: the converter reshapes before a bias."""
+        reshapes = self.compute is _einsum or (self.compute is _dense and rank > 2)
+        return len(self.kernels) > 1 or (reshapes and layer.bias is not None)
 
     @property
     def folds(self) -> bool:
@@ -116,7 +117,8 @@ def form_of(layer: Any) -> Form | None:
     """How a layer is quantised; None for classes that are not known, or that compute something of their own."""
     for kind, form in FORMS.items():
         if isinstance(layer, kind):
-            plain = type(layer).call is kind.call and not getattr(layer, "lora_enabled", False)
+            own = [getattr(type(layer), name, None) is getattr(kind, name, None) for name in ("call", "convolution_op")]
+            plain = all(own) and not getattr(layer, "lora_enabled", False)
             narrow = getattr(layer, "rank", 2) == 1 and layer.data_format == "channels_first"
             return form if plain and not narrow and getattr(layer, "quantization_mode", None) is None else None
     return None

@@ -69,7 +69,9 @@ def kind_of(layer: Any) -> str:
 
 
 def function_kind(function: Any) -> str:
-    """The kind of an activation function."""
+    """The kind of an activation function, which may be a layer."""
+    if isinstance(function, layers.Layer):
+        return RELU if kind_of(function) == RELU else FLOAT
     return _FUNCTIONS.get(function_name(function), FLOAT)
 
 

@@ -140,7 +140,7 @@ class _Planner:
     def finish_kernel(self, call: _Call) -> None:
         """Plans what a layer with a kernel gives."""
         form = form_of(call.layer)
-        if form is not None and form.has_between(call.layer):
+        if form is not None and form.has_between(call.layer, len(call.inputs[0].shape)):
             call.spot.inner["between"] = self.new(f"{call.name}, between")
         kind = _kinds.function_kind(getattr(call.layer, "activation", None))
         if kind in (_kinds.CARRIER, _kinds.RELU):

@@ -24,7 +24,9 @@ class _Slot(NamedTuple):
 def round_tensor(x: Any, low: Any, high: Any, bits: int) -> Any:
     """Rounds an activation to `2 ** bits` values from `low` to `high` (scalars); in float32, whatever its dtype."""
     quantizer = _quantizers().MovingAverageQuantizer(bits, per_axis=False, symmetric=False, narrow_range=False)
-    limits = {"min_var": tf.convert_to_tensor(low), "max_var": tf.convert_to_tensor(high)}
+    low, high = tf.convert_to_tensor(low), tf.convert_to_tensor(high)
+    high = tf.where(high > low, high, tf.ones_like(high))  # a range of width 0 would be NaN under XLA, and no scale in a file
+    limits = {"min_var": low, "max_var": high}
     rounded = quantizer(tf.cast(x, tf.float32), training=False, weights=limits)
     return tf.cast(rounded, x.dtype)
 

@@ -31,6 +31,11 @@ class Ranges(keras.layers.Layer):
         self.updates = self.add_weight(shape=(), name="updates", **options)
         self.built = True
 
+    def load_own_variables(self, store: Any) -> None:
+        """Takes the ranges of a file; one that was written without rounding has none, and they stay what they are."""
+        if len(store.keys()):
+            super().load_own_variables(store)
+
     def get_config(self) -> dict[str, Any]:
         """Everything `__init__` takes."""
         return super().get_config() | {"count": self.count}
@@ -131,6 +136,8 @@ class _Pass:
             self.calls[path] += 1
             if freezes:
                 kwargs["training"] = False
+            if not args and "inputs" in kwargs:
+                args = (kwargs.pop("inputs"),)
             return self.rounded(self.compute(path, layer, spot, call, self.rounded_inputs(args, spot), kwargs), spot.output)
 
         return function
@@ -185,11 +192,11 @@ class _Pass:
         if number is None or not (tf.is_tensor(x) and x.dtype.is_floating):
             return x
         if number in self.plan.fixed:
-            return _quantizers.round_tensor(x, *self.plan.fixed[number], self.bits)
+            return _with_logits_of(x, _quantizers.round_tensor(x, *self.plan.fixed[number], self.bits))
         if self.update and (self.graph is None or tf.compat.v1.get_default_graph() is self.graph):
             self.follow(x, number)
         low, high = self.now[number]
-        return _quantizers.round_tensor(x, low, high, self.bits)
+        return _with_logits_of(x, _quantizers.round_tensor(x, low, high, self.bits))
 
     def follow(self, x: Any, number: int) -> None:
         """Moves a range towards the extremes of a batch."""
@@ -197,7 +204,18 @@ class _Pass:
         if number in self.seen:  # several tensors share it
             low, high = tf.minimum(low, self.seen[number][0]), tf.maximum(high, self.seen[number][1])
         self.seen[number] = low, high
-        self.now[number] = [old + (new - old) * self.rate for old, new in zip(self.old[number], (low, high), strict=True)]
+        finite = tf.math.is_finite(low) & tf.math.is_finite(high)  # an overflow of half precision must not stay
+        moved = [old + (new - old) * self.rate for old, new in zip(self.old[number], (low, high), strict=True)]
+        self.now[number] = [tf.where(finite, new, old) for old, new in zip(self.old[number], moved, strict=True)]
+
+
+def _with_logits_of(x: Any, rounded: Any) -> Any:
+    """The rounded tensor, with the logits that Keras' losses look for on outputs of softmax and sigmoid."""
+    logits = getattr(x, "_keras_logits", None)
+    if logits is not None:
+        with contextlib.suppress(AttributeError):
+            rounded._keras_logits = logits
+    return rounded
 
 
 def _numbers(spot: Spot) -> list[int]:

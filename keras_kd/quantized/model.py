@@ -142,14 +142,19 @@ def copy_model(model: keras.Model) -> keras.Model:
         if not twin.built:
             twin.build(model.input_shape)
         twin.set_weights(model.get_weights())
-        for layer in twin._flatten_layers():
-            getattr(layer, "finalize_state", lambda: None)()  # layers with `adapt` compute with constants made of their weights
+        finalize_states(twin)
     except Exception as error:
         raise ValueError(
             f'The model "{model.name}" cannot be made again from its config, so there is no quantised model of it: {error} Give '
             "its classes a `get_config`."
         ) from error
     return twin
+
+
+def finalize_states(model: keras.Model) -> None:
+    """Lets layers with `adapt` make the constants that they compute with of weights that they were given."""
+    for layer in model._flatten_layers():
+        getattr(layer, "finalize_state", lambda: None)()
 
 
 _TRAINED: "weakref.WeakKeyDictionary[keras.Model, tuple[Plan, np.ndarray, set[str], str]]" = weakref.WeakKeyDictionary()
