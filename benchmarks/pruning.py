@@ -445,6 +445,14 @@ def store_part(result: dict[str, Any], part: str, numbers: dict[str, Any], judge
         new.replace(path)
 
 
+def exit_code(result: dict[str, Any], quick: bool) -> int:
+    """1 if a claim does not hold, after saying which."""
+    broken = [claim for claim in result["claims"] if not claim["holds"]]
+    for claim in broken:
+        rich.print(f"Does not hold: {claim['claim']} = {claim['found']}, claimed: {claim['limit']}")
+    return int(bool(broken) and not quick)
+
+
 def show(result: dict[str, Any]) -> None:
     """Prints what there is."""
     if "speed" in result:
@@ -503,10 +511,7 @@ def main() -> int:
         store("mask_update", measure_masks(1, 500) if options.quick else measure_masks(5, SIDE))
         store("size", measure_sizes(1 if options.quick else 4))
     show(result)
-    broken = [claim for claim in result["claims"] if not claim["holds"]]
-    for claim in broken:
-        rich.print(f"Does not hold: {claim['claim']} = {claim['found']}, claimed: {claim['limit']}")
-    return int(bool(broken) and not options.quick)
+    return exit_code(result, options.quick)
 
 
 if __name__ == "__main__":
