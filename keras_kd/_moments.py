@@ -50,6 +50,11 @@ class Moments:
         centered = (values - mean) * np.sqrt(weights)[:, None]
         return cls(total, len(values), mean, centered.T @ centered)
 
+    def part(self, columns: Any) -> "Moments":
+        """Those of some of the columns: a slice, or their numbers."""
+        chosen = np.arange(len(self.mean))[columns]
+        return Moments(self.weight, self.rows, self.mean[chosen], self.scatter[np.ix_(chosen, chosen)])
+
     def add(self, other: "Moments") -> None:
         """Takes in those of other rows, exactly as if all had come at once (Chan, Golub, LeVeque 1979)."""
         if self.mean.shape != other.mean.shape:

@@ -1,7 +1,10 @@
-"""What can a network lose, layer by layer? Linear probes, and the statistics of redundancy and rank."""
+"""What can a network lose, layer by layer? Linear analysis, probes, sensitivity, and a plan from them."""
 
 from keras_kd._moments import Moments
+from keras_kd.analysis.linear import linear_analysis
+from keras_kd.analysis.plans import Plan, Step, recommend
 from keras_kd.analysis.probes import ProbeReport, ProbeRow, probe
+from keras_kd.analysis.results import LayerAnalysis, LinearReport, Response
 from keras_kd.analysis.statistics import (
     RemovalOrder,
     dead_channels,
@@ -13,15 +16,22 @@ from keras_kd.analysis.statistics import (
 )
 
 __all__ = [
+    "LayerAnalysis",
+    "LinearReport",
     "Moments",
+    "Plan",
     "ProbeReport",
     "ProbeRow",
     "RemovalOrder",
+    "Response",
+    "Step",
     "dead_channels",
     "duplicate_channels",
     "effective_rank",
+    "linear_analysis",
     "probe",
     "rank_at",
+    "recommend",
     "redundancy",
     "removal_order",
 ]

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from keras_kd import _calls, _taps
+from keras_kd import _batching, _calls, _taps
 from keras_kd._moments import Moments, ridge
 from keras_kd.layers import LinearProbe
 
@@ -164,22 +164,20 @@ def probe(
         raise ValueError(f'`model` must be built. Received: the unbuilt model "{model.name}". Call it on a batch of data first.')
     if not 0 < test_share < 1:
         raise ValueError(f"`test_share` must be in (0, 1). Received: test_share={test_share!r}.")
-    batches = _batches(data, labels, batch_size)
-    first = next(batches, None)
-    if first is None:
-        raise ValueError("`data` must hold at least one sample. Received: none.")
+    batches = ((x, y) for x, y, _ in _batching.batches(data, labels, size=batch_size))
+    first = next(batches)
     names, kinds, skipped = _places(model, first[0], layers, max_width, pooling)
     count = classes or _number_of_classes(model, labels)
-    gathered = _Gathered(names, count, test_share, max_test_samples, seed)
+    gathered = Gathered(names, count, test_share, max_test_samples, seed)
     reader = LinearProbe(1, pooling=pooling)
     observe = _calls.observer(model, names, lambda _, x, mask: reader.pooled(x, mask))
     for x, y in _chained(first, batches):
         features, outputs = observe(keras.tree.map_structure(tf.convert_to_tensor, x))
-        gathered.add({name: ops.convert_to_numpy(value) for name, value in features.items()}, _checked_labels(y, count), outputs)
+        gathered.add({name: ops.convert_to_numpy(value) for name, value in features.items()}, checked_labels(y, count), outputs)
     return gathered.report(kinds, [float(one) for one in (l2 if isinstance(l2, (list, tuple)) else [l2])], skipped)
 
 
-class _Gathered:
+class Gathered:
     """Moments of the samples that probes are solved on, and features of those that are held out."""
 
     def __init__(self, names: list[str], classes: int, share: float, limit: int, seed: int) -> None:
@@ -275,31 +273,13 @@ def _number_of_classes(model: keras.Model, labels: Any) -> int:
     raise ValueError("`classes` must be given where neither `labels` nor the width of the model's output tells it. Received: None.")
 
 
-def _checked_labels(labels: Any, classes: int) -> np.ndarray:
+def checked_labels(labels: Any, classes: int) -> np.ndarray:
+    """Class indices as a vector."""
     flat = np.asarray(labels)
     flat = flat[:, 0] if flat.ndim == 2 and flat.shape[1] == 1 else flat
     if flat.ndim != 1 or flat.dtype.kind not in "iu" or (len(flat) and not (flat.min() >= 0 and flat.max() < classes)):
         raise ValueError(f"`labels` must be class indices from 0 to {classes - 1}. Received: {flat.dtype} of shape {flat.shape}.")
     return flat
-
-
-def _batches(data: Any, labels: Any, size: int) -> Iterator[tuple[Any, Any]]:
-    """Batches of inputs and labels."""
-    if labels is None:
-        if isinstance(data, np.ndarray) or not hasattr(data, "__iter__"):
-            raise ValueError("`labels` must be given with arrays. Received: labels=None.")
-        for batch in data:
-            if not isinstance(batch, (tuple, list)) or len(batch) < 2:
-                raise ValueError("Batches must be tuples (x, y).")
-            yield batch[0], batch[1]
-        return
-    arrays = [np.asarray(array) for array in keras.tree.flatten(data)]
-    wanted = np.asarray(labels)
-    if any(len(array) != len(wanted) for array in arrays):
-        raise ValueError(f"`labels` must hold one entry for each sample. Received: {len(wanted)} for {len(arrays[0])} samples.")
-    for start in range(0, len(wanted), size):
-        part = slice(start, start + size)
-        yield keras.tree.pack_sequence_as(data, [array[part] for array in arrays]), wanted[part]
 
 
 def _chained(first: Any, rest: Iterator[Any]) -> Iterator[Any]:

@@ -1,6 +1,5 @@
 """What can be read off linearly? A linear read-out that never disturbs what it reads, trained in `fit` or solved in closed form."""
 
-from collections.abc import Iterable, Iterator
 from typing import Any
 
 import keras
@@ -8,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
+from keras_kd import _batching
 from keras_kd._moments import Moments, RidgeFit, ridge
 
 _POOLINGS = ("auto", "average", "max", "flatten", "none")
@@ -142,7 +142,7 @@ class LinearProbe(keras.layers.Layer):
             ValueError: if there are no samples, lengths or widths differ, an index is outside of the units, or something is NaN.
         """
         moments: Moments | None = None
-        for x, y, weights in _batches(data, targets, sample_weight, batch_size):
+        for x, y, weights in _batching.batches(data, targets, sample_weight, size=batch_size, role="targets"):
             features, wanted = self._features(x), self._targets(y, len(np.asarray(x)))
             rows = np.concatenate([features, wanted], axis=1)
             if not np.isfinite(rows).all():
@@ -222,24 +222,3 @@ class LinearProbe(keras.layers.Layer):
         """Everything `__init__` takes."""
         own = {"units": self.units, "l2": self.l2, "pooling": self.pooling, "stop_gradient": self.stop_gradient}
         return super().get_config() | own | {"activation": keras.activations.serialize(self.activation)}
-
-
-def _batches(data: Any, targets: Any, sample_weight: Any, size: int) -> Iterator[tuple[Any, Any, Any]]:
-    """Batches of inputs, targets and weights."""
-    if targets is not None:
-        x, y = np.asarray(data), np.asarray(targets)
-        if len(x) != len(y):
-            raise ValueError(f"`targets` must hold one entry for each sample. Received: {len(y)} for {len(x)} samples.")
-        weights = None if sample_weight is None else np.asarray(sample_weight)
-        if weights is not None and weights.shape != (len(x),):
-            raise ValueError(f"`sample_weight` must have shape ({len(x)},). Received: shape {weights.shape}.")
-        for start in range(0, len(x), size):
-            part = slice(start, start + size)
-            yield x[part], y[part], None if weights is None else weights[part]
-        return
-    if isinstance(data, np.ndarray) or not isinstance(data, Iterable):
-        raise ValueError("`targets` must be given with an array of data. Received: targets=None.")
-    for batch in data:
-        if not isinstance(batch, (tuple, list)) or len(batch) not in (2, 3):
-            raise ValueError("Batches must be tuples (x, y) or (x, y, sample_weight).")
-        yield (*batch, None)[:3]

@@ -145,7 +145,7 @@ def test_named_places_skipped_places_table_dict_and_picture(tmp_path):
         (lambda m: analysis.probe(m, X, Y * 0.5), ValueError, "class indices. Received: float64"),
         (lambda m: analysis.probe(m, X, Y, classes=2), ValueError, "class indices from 0 to 1"),
         (lambda m: analysis.probe(m, X, Y, test_share=1.0), ValueError, r"`test_share` must be in \(0, 1\)"),
-        (lambda m: analysis.probe(m, X), ValueError, "`labels` must be given with arrays"),
+        (lambda m: analysis.probe(m, X), ValueError, "`labels` must be given: with arrays"),
         (lambda m: analysis.probe(m, X * np.nan, Y), ValueError, 'The layer "conv" gives NaN'),
     ],
 )
