@@ -5,6 +5,7 @@ from keras_kd.analysis.linear import linear_analysis
 from keras_kd.analysis.plans import Plan, Step, recommend
 from keras_kd.analysis.probes import ProbeReport, ProbeRow, probe
 from keras_kd.analysis.results import LayerAnalysis, LinearReport, Response
+from keras_kd.analysis.sensitivity import Cell, SensitivityReport, sensitivity
 from keras_kd.analysis.statistics import (
     RemovalOrder,
     dead_channels,
@@ -16,6 +17,7 @@ from keras_kd.analysis.statistics import (
 )
 
 __all__ = [
+    "Cell",
     "LayerAnalysis",
     "LinearReport",
     "Moments",
@@ -24,6 +26,7 @@ __all__ = [
     "ProbeRow",
     "RemovalOrder",
     "Response",
+    "SensitivityReport",
     "Step",
     "dead_channels",
     "duplicate_channels",
@@ -34,4 +37,5 @@ __all__ = [
     "recommend",
     "redundancy",
     "removal_order",
+    "sensitivity",
 ]

@@ -1,27 +1,21 @@
 """What can a network lose? One pass over data that measures how linear, how redundant and how needed each of its layers is."""
 
-from collections.abc import Callable, Sequence
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
-from keras import ops
 
 from keras_kd import _batching, _calls, _macs, _outputs
-from keras_kd._moments import Moments, ridge
 from keras_kd._progress import Progress, Verbose
-from keras_kd.analysis import _places, probes
+from keras_kd.analysis import _places
+from keras_kd.analysis._gathered import Gathered
 from keras_kd.analysis._pass import Pass
 from keras_kd.analysis._places import Place
-from keras_kd.analysis.results import BlockAnalysis, FlowAnalysis, LayerAnalysis, LinearReport, Response
-from keras_kd.analysis.statistics import (
-    duplicate_channels,
-    effective_rank,
-    rank_at,
-    redundancy,
-    removal_order,
-)
+from keras_kd.analysis.results import LinearReport
 
 
 def linear_analysis(
@@ -103,238 +97,83 @@ def linear_analysis(
         Convolutional Neural Networks for Resource Efficient Inference, 2017 (Taylor); Theis et al.: Faster gaze prediction with
         dense networks and Fisher pruning, 2018; Roy, Vetterli: The effective rank, 2007.
     """
-    model = _checked_model(model)
-    levels = _checked_noise(noise)
-    for name, value in (("max_positions", max_positions), ("max_columns", max_columns)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"`{name}` must be a whole number of at least 1. Received: {name}={value!r}.")
-    if isinstance(l2, bool) or not isinstance(l2, (int, float)) or not l2 >= 0:
-        raise ValueError(f"`l2` must be a number of at least 0. Received: l2={l2!r}.")
     stream = _batching.batches(data, labels, size=batch_size, required=False)
+    samples = _batching.count(data, labels)
+    settings = Settings(_checked_noise(noise), layers, tuple(blocks), loss, l2, max_positions, max_columns, seed)
+    return analyse(checked_model(model), stream, classes_of=labels, settings=settings, samples=samples, verbose=verbose)[1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Arguments of `linear_analysis`."""
+
+    noise: list[float] = dataclasses.field(default_factory=lambda: [0.01])
+    layers: Sequence[str] | None = None
+    blocks: tuple[tuple[str, str], ...] = ()
+    loss: Any = None
+    l2: float = 1e-6
+    max_positions: int = 8
+    max_columns: int = 1024
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("max_positions", "max_columns"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"`{name}` must be a whole number of at least 1. Received: {name}={value!r}.")
+        if isinstance(self.l2, bool) or not isinstance(self.l2, (int, float)) or not self.l2 >= 0:
+            raise ValueError(f"`l2` must be a number of at least 0. Received: l2={self.l2!r}.")
+
+
+def analyse(
+    model: keras.Model, batches: Iterable[Any], *, classes_of: Any, settings: Settings, samples: int | None, verbose: Verbose
+) -> tuple[Gathered, LinearReport]:
+    """One pass over batches `(x, y, sample_weight)`: the report, and what it was made from.
+
+    Args:
+        model: a built model.
+        batches: at least one.
+        classes_of: all labels, where they are there.
+        settings: arguments of `linear_analysis`.
+        samples: their number, if it is known.
+        verbose: progress.
+    """
+    stream = iter(batches)
     first = next(stream)
     specs = _places.input_specs(model, keras.tree.map_structure(tf.convert_to_tensor, first[0]))
     trace = _calls.trace(model, specs)
-    places, skipped = _chosen(trace, layers, blocks, max_columns)
-    loss = _loss_of(model, first[1], loss)
-    reader = Pass(model, places, noise=levels, loss=loss, max_positions=max_positions, seed=seed)
-    gathered = _Gathered(places, skipped, _classes(model, labels, first[1]), seed)
+    places, skipped = _chosen(trace, settings)
+    loss = None if first[1] is None and settings.loss is None else loss_of(model, first[1], settings.loss)
+    reader = Pass(model, places, noise=settings.noise, loss=loss, max_positions=settings.max_positions, seed=settings.seed)
+    gathered = Gathered(places, skipped, classes_of_labels(model, classes_of, first[1]), settings.seed)
     run = None
-    with Progress(_batching.count(data, labels), title="linear analysis", verbose=verbose) as progress:
-        for step, (x, y, _) in enumerate(_chained(first, stream)):
-            x = keras.tree.map_structure(lambda value, spec: tf.cast(value, spec.dtype), x, specs)
+    with Progress(samples, title="linear analysis", verbose=verbose) as progress:
+        for step, (x, y, _) in enumerate(itertools.chain([first], stream)):
+            x = _fitting(model, x, specs)
             y = None if loss is None else keras.tree.map_structure(tf.convert_to_tensor, y)
             run = run or reader.compiled(specs, keras.tree.map_structure(_any_length, y) if y is not None else None)
             gathered.add(run(x, y, tf.constant(step)), y)
             progress.advance(len(keras.tree.flatten(x)[0]))
     costs = {cost.path: cost.macs for cost in _macs.measure(model, keras.tree.map_structure(lambda t: t[:1], x))[0]}
     flows = _places.find_flows(trace, gathered.moments) if getattr(model, "inputs", None) else {}
-    return gathered.report(model, levels, l2, costs, flows)
+    return gathered, gathered.report(model, settings.noise, settings.l2, costs, flows)
 
 
-class _Gathered:
-    """What all batches showed."""
-
-    def __init__(self, places: list[Place], skipped: list[str], classes: int | None, seed: int) -> None:
-        self.places, self.skipped, self.samples = places, skipped, 0
-        self.moments: dict[str, Moments] = {}
-        self.sums: dict[str, dict[str, Any]] = {place.name: {} for place in places}
-        self.names = [place.name for place in places if " .. " not in place.name]
-        self.probes = None if classes is None else probes.Gathered(self.names, classes, 0.2, 5000, seed)
-
-    def add(self, found: dict[str, Any], labels: Any) -> None:
-        """Takes a batch in."""
-        final = found.pop("")["output"]
-        found = {name: {key: _numpy(value) for key, value in one.items()} for name, one in found.items()}
-        for place in self.places:
-            one = found[place.name]
-            rows = one.pop("rows")
-            if not (np.isfinite(rows).all() and np.isfinite(one.pop("norm", 0.0)).all()):
-                raise ValueError(f'The layer "{place.name}" gives or reads NaN or infinite values on `data`.')
-            moments = self.moments.setdefault(place.name, Moments.empty(rows.shape[1]))
-            moments.add(Moments.of(rows, one.pop("weights", None)))
-            _take(self.sums[place.name], {key: value for key, value in one.items() if key != "pooled"})
-        self.samples += len(next(iter(found.values()))["pooled"]) if self.names else 0
-        if self.probes is not None:
-            features = {name: found[name]["pooled"] for name in self.names}
-            self.probes.add(features, probes.checked_labels(labels, self.probes.classes), final)
-
-    def report(
-        self, model: keras.Model, levels: list[float], l2: float, costs: dict[str, Any], flows: dict[str, Any]
-    ) -> LinearReport:
-        """Solves."""
-        for place in self.places:
-            number = self.moments[place.name].rows
-            if number <= place.channels:
-                raise ValueError(
-                    f'`data` must give more rows than the layer "{place.name}" has channels, {place.channels}. Received: {number}. '
-                    "Give more samples, raise `max_positions`, or name other `layers`."
-                )
-        rows = self._probed()
-        made = [self._layer(place, levels, l2, costs, rows) for place in self.places if " .. " not in place.name]
-        blocks = [self._block(place, l2) for place in self.places if " .. " in place.name]
-        routes = {name: FlowAnalysis(f.place, f.readers, f.between, f.reason) for name, f in flows.items() if name in self.sums}
-        return LinearReport(
-            model=model.name,
-            kind="functional" if getattr(model, "inputs", None) else "subclassed",
-            samples=self.samples,
-            noise=tuple(levels),
-            layers=tuple(made),
-            blocks=tuple(blocks),
-            flows=routes,
-            macs=int(sum(value or 0 for value in costs.values())),
-            parameters=int(sum(np.prod(weight.shape) for weight in model.weights)),
-            skipped=tuple(self.skipped),
-        )
-
-    def _probed(self) -> dict[str, Any]:
-        if self.probes is None:
-            return {}
-        solved = next(iter(self.probes.moments.values())).rows if self.probes.moments else 0
-        if solved <= self.probes.classes or not self.probes.kept:
-            self.skipped.append("probes: too few samples")
-            return {}
-        return {row.name: row for row in self.probes.report(dict.fromkeys(self.names, ""), list(probes.PENALTIES), []).rows}
-
-    def _linearity(self, place: Place, l2: float) -> tuple[float | None, str]:
-        moments = self.moments[place.name]
-        columns = len(moments.mean) - place.channels
-        if not place.readings:
-            return None, place.reason
-        if moments.rows <= columns:
-            return None, f"{moments.rows} rows do not do for {columns} features"
-        fit = ridge(moments, columns, [l2])
-        spread = np.diag(moments.scatter)[columns:]
-        return (float(np.sum(fit.r2 * spread) / spread.sum()), "") if spread.sum() else (None, "its output is constant")
-
-    def _block(self, place: Place, l2: float) -> BlockAnalysis:
-        first, last = place.name.split(" .. ")
-        linearity, reason = self._linearity(place, l2)
-        return BlockAnalysis(
-            first, last, linearity, self._bypass(place, l2), sum(r.columns for r in place.readings), _window(place), reason
-        )
-
-    def _bypass(self, place: Place, l2: float) -> float | None:
-        """What a linear map of the input at the same position gives, where input and output have the same shape."""
-        at = _places.middle(place)
-        moments = self.moments[place.name]
-        if at is None or moments.rows <= place.channels:
-            return None
-        columns = np.r_[at : at + place.channels, len(moments.mean) - place.channels : len(moments.mean)]
-        spread = np.diag(moments.scatter)[-place.channels :]
-        fit = ridge(moments.part(columns), place.channels, [l2])
-        return float(np.sum(fit.r2 * spread) / spread.sum()) if spread.sum() else None
-
-    def _layer(self, place: Place, levels: list[float], l2: float, costs: dict[str, Any], probed: dict[str, Any]) -> LayerAnalysis:
-        joint, sums = self.moments[place.name], self.sums[place.name]
-        moments = joint.part(slice(len(joint.mean) - place.channels, None))
-        linearity, reason = self._linearity(place, l2)
-        spectrum = np.maximum(np.linalg.eigvalsh(moments.scatter)[::-1], 0.0) / moments.weight
-        gradient = sums.get("gradients", np.zeros(place.channels)) / self.samples
-        importance = np.sqrt(gradient)
-        weighted = Moments(
-            moments.weight, moments.rows, moments.mean * importance, moments.scatter * np.outer(importance, importance)
-        )
-        singular = _weight_spectrum(place.layer)
-        constant = np.flatnonzero(sums["low"] == sums["high"])
-        row = probed.get(place.name)
-        n = self.samples
-        return LayerAnalysis(
-            name=place.name,
-            path=place.path,
-            kind=type(place.layer).__name__,
-            channels=place.channels,
-            positions=place.positions,
-            macs=costs.get(place.path),
-            parameters=int(sum(np.prod(w.shape) for w in getattr(place.layer, "weights", ()))),
-            responses=tuple(_response(sums, index, level, n) for index, level in enumerate(levels)) if "gain" in sums else (),
-            gain=float(sums["gain"][0] / n) if "gain" in sums else None,
-            linearity=linearity,
-            bypass=self._bypass(place, l2),
-            window=_window(place),
-            linearity_reason=reason,
-            redundancy=_floats(redundancy(moments)),
-            removal=removal_order(moments),
-            removal_by_cost=removal_order(weighted),
-            cost=float(0.5 * np.sum(gradient * np.diag(moments.scatter)) / moments.weight),
-            spectrum=_floats(spectrum),
-            effective_rank=effective_rank(spectrum),
-            rank_99=rank_at(spectrum),
-            weight_spectrum=_floats(singular) if singular is not None else None,
-            weight_effective_rank=effective_rank(singular**2) if singular is not None else None,
-            weight_rank_99=rank_at(singular**2) if singular is not None else None,
-            taylor=_floats(sums["removed"][0] / n) if "removed" in sums else (),
-            fisher=_floats(sums["removed"][1] / n / 2) if "removed" in sums else (),
-            gradient=_floats(gradient),
-            dead=tuple(int(c) for c in constant),
-            duplicates=_equal(sums["bits"], constant),
-            proportional=duplicate_channels(moments),
-            accuracy=row.accuracy if row else None,
-            accuracy_error=row.standard_error if row else None,
-        )
+def _fitting(model: keras.Model, x: Any, specs: Any) -> Any:
+    """Inputs in the model's types."""
+    try:
+        made = keras.tree.map_structure(lambda value, spec: tf.cast(value, spec.dtype), x, specs)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f'`data` must be nested as "{model.name}" takes its inputs. Received: {type(x).__name__}.') from error
+    for value, spec in zip(keras.tree.flatten(made), keras.tree.flatten(specs), strict=True):
+        if not spec.is_compatible_with(value):
+            shape = tuple(value.shape)
+            raise ValueError(f'`data` must have the shape that "{model.name}" takes, {tuple(spec.shape)}. Received: {shape}.')
+    return made
 
 
-def _take(sums: dict[str, Any], found: dict[str, Any]) -> None:
-    """Adds what a batch gave: sums of values and squares of what is there for each sample."""
-    for key, value in found.items():
-        if key in ("low", "high"):
-            choose = np.minimum if key == "low" else np.maximum
-            sums[key] = choose(sums.get(key, value), value)
-            continue
-        if key == "bits":
-            value = value.astype("int64")
-        elif key == "removed":
-            value = np.stack([np.abs(value, dtype="float64").sum(0), np.square(value, dtype="float64").sum(0)])
-        elif key in ("gain", "gains"):
-            value = np.asarray(value, "float64")
-            value = np.stack([value.sum(-1), np.square(value).sum(-1)])
-        else:
-            value = np.asarray(value, "float64")
-        sums[key] = sums.get(key, 0) + value
-
-
-def _response(sums: dict[str, Any], index: int, level: float, n: int) -> Response:
-    total, squares = sums["gains"][0][index], sums["gains"][1][index]
-    mean = total / n
-    error = np.sqrt(max(squares / n - mean**2, 0.0) / (n - 1)) if n > 1 else 0.0
-    changed = sums["changed"][index]
-    return Response(level, float(mean), float(error), float(1 - sums["left"][index] / changed) if changed else 1.0)
-
-
-def _numpy(value: Any) -> Any:
-    return [ops.convert_to_numpy(one) for one in value] if isinstance(value, list) else ops.convert_to_numpy(value)
-
-
-def _floats(values: Any) -> tuple[float, ...]:
-    return tuple(float(one) for one in values)
-
-
-def _window(place: Place) -> tuple[int, ...] | None:
-    windows = [reading.window for reading in place.readings if reading.window is not None]
-    return windows[0].size if windows else None
-
-
-def _equal(bits: np.ndarray, constant: np.ndarray) -> tuple[tuple[int, ...], ...]:
-    """Groups of channels whose sums of bits are the same."""
-    groups: dict[int, list[int]] = {}
-    for channel, value in enumerate(bits):
-        if channel not in set(constant):
-            groups.setdefault(int(value), []).append(channel)
-    return tuple(tuple(group) for group in groups.values() if len(group) > 1)
-
-
-def _weight_spectrum(layer: Any) -> np.ndarray | None:
-    """Singular values of a layer's kernel as the matrix from what it reads to its channels."""
-    kernel = getattr(layer, "kernel", getattr(layer, "embeddings", None))
-    if kernel is None or len(kernel.shape) < 2 or isinstance(layer, (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)):
-        return None
-    matrix = ops.convert_to_numpy(kernel).astype("float64").reshape(-1, kernel.shape[-1])
-    gram = matrix.T @ matrix if matrix.shape[0] >= matrix.shape[1] else matrix @ matrix.T
-    return np.asarray(np.sqrt(np.maximum(np.linalg.eigvalsh(gram)[::-1], 0.0)))
-
-
-def _chosen(
-    trace: _calls.Trace, layers: Sequence[str] | None, blocks: Sequence[tuple[str, str]], max_columns: int
-) -> tuple[list[Place], list[str]]:
+def _chosen(trace: _calls.Trace, settings: Settings) -> tuple[list[Place], list[str]]:
+    layers, blocks, max_columns = settings.layers, settings.blocks, settings.max_columns
     calls = _places.find_places(trace)
     skipped = [
         f"{name} ({call.outputs[0].shape[-1]} channels)" for name, call in calls.items() if call.outputs[0].shape[-1] > max_columns
@@ -361,7 +200,8 @@ def _chosen(
     return made + [_places.make_block(trace, calls[a], calls[b], max_columns) for a, b in pairs], skipped if layers is None else []
 
 
-def _checked_model(model: Any) -> keras.Model:
+def checked_model(model: Any) -> keras.Model:
+    """A built model; of a Distiller, its student."""
     model = getattr(model, "student", model)
     if not isinstance(model, keras.Model):
         raise TypeError(f"`model` must be a keras.Model. Received: model={model!r} of type {type(model).__name__}.")
@@ -383,12 +223,7 @@ def _any_length(y: Any) -> Any:
     return tf.TensorSpec((None, *y.shape[1:]), y.dtype)
 
 
-def _chained(first: Any, rest: Any) -> Any:
-    yield first
-    yield from rest
-
-
-def _classes(model: keras.Model, labels: Any, first: Any) -> int | None:
+def classes_of_labels(model: keras.Model, labels: Any, first: Any) -> int | None:
     """Number of classes, if labels are their indices."""
     if first is None or keras.tree.is_nested(first):
         return None
@@ -402,16 +237,15 @@ def _classes(model: keras.Model, labels: Any, first: Any) -> int | None:
     return max(int(np.asarray(labels).max()) + 1, wide or 2)
 
 
-def _loss_of(model: keras.Model, y: Any, loss: Any) -> Callable[[Any, Any], Any] | None:
-    """One number for each sample, from labels and outputs; None where there are no labels."""
+def loss_of(model: keras.Model, y: Any, loss: Any) -> Callable[[Any, Any], Any]:
+    """One number for each sample, from labels and outputs."""
     if y is None:
-        if loss is not None:
-            raise ValueError("`labels` must be given with `loss`. Received: labels=None.")
-        return None
+        raise ValueError("`labels` must be given with `loss`. Received: labels=None.")
     if loss is None:
         loss = _default_loss(model, y)
     made = keras.losses.get(loss)
-    return made.call if isinstance(made, keras.losses.Loss) else made
+    function: Callable[[Any, Any], Any] = made.call if isinstance(made, keras.losses.Loss) else made
+    return function
 
 
 def _default_loss(model: keras.Model, y: Any) -> Any:

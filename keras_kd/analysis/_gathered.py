@@ -1,0 +1,234 @@
+"""What did all batches show together? Sums and moments of every place, and what follows from them."""
+
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_kd._moments import Moments, ridge
+from keras_kd.analysis import _places, probes
+from keras_kd.analysis._places import Place
+from keras_kd.analysis.results import BlockAnalysis, FlowAnalysis, LayerAnalysis, LinearReport, Response
+from keras_kd.analysis.statistics import duplicate_channels, effective_rank, rank_at, redundancy, removal_order
+
+
+class Gathered:
+    """What all batches showed."""
+
+    def __init__(self, places: list[Place], skipped: list[str], classes: int | None, seed: int) -> None:
+        self.places, self.skipped, self.samples = places, skipped, 0
+        self.moments: dict[str, Moments] = {}
+        self.sums: dict[str, dict[str, Any]] = {place.name: {} for place in places}
+        self.by_name = {place.name: place for place in places}
+        self.names = [place.name for place in places if " .. " not in place.name]
+        self.probes = None if classes is None else probes.Gathered(self.names, classes, 0.2, 5000, seed)
+
+    def add(self, found: dict[str, Any], labels: Any) -> None:
+        """Takes a batch in."""
+        final = found.pop("")["output"]
+        found = {name: {key: _numpy(value) for key, value in one.items()} for name, one in found.items()}
+        for place in self.places:
+            one = found[place.name]
+            rows = one.pop("rows")
+            if not (np.isfinite(rows).all() and np.isfinite(one.pop("norm", 0.0)).all()):
+                raise ValueError(f'The layer "{place.name}" gives or reads NaN or infinite values on `data`.')
+            moments = self.moments.setdefault(place.name, Moments.empty(rows.shape[1]))
+            moments.add(Moments.of(rows, one.pop("weights", None)))
+            _take(self.sums[place.name], {key: value for key, value in one.items() if key != "pooled"})
+        self.samples += len(next(iter(found.values()))["pooled"]) if self.names else 0
+        if self.probes is not None:
+            features = {name: found[name]["pooled"] for name in self.names}
+            self.probes.add(features, probes.checked_labels(labels, self.probes.classes), final)
+
+    def output_moments(self, name: str) -> Moments:
+        """Of a place's channels."""
+        place = self.by_name[name]
+        joint = self.moments[name]
+        return joint.part(slice(len(joint.mean) - place.channels, None))
+
+    def input_second_moment(self, name: str) -> np.ndarray | None:
+        """Mean of z z' over what a place reads; None where that is not known."""
+        place, joint = self.by_name[name], self.moments[name]
+        columns = len(joint.mean) - place.channels
+        if not columns or len(place.readings) != 1:
+            return None
+        read = joint.part(slice(columns))
+        return np.asarray(read.scatter / read.weight + np.outer(read.mean, read.mean))
+
+    def layer(self, name: str) -> Any:
+        """The layer at a place."""
+        return self.by_name[name].layer
+
+    def report(
+        self, model: keras.Model, levels: list[float], l2: float, costs: dict[str, Any], flows: dict[str, Any]
+    ) -> LinearReport:
+        """Solves."""
+        for place in self.places:
+            number = self.moments[place.name].rows
+            if number <= place.channels:
+                raise ValueError(
+                    f'`data` must give more rows than the layer "{place.name}" has channels, {place.channels}. Received: {number}. '
+                    "Give more samples, raise `max_positions`, or name other `layers`."
+                )
+        rows = self._probed()
+        made = [self._layer(place, levels, l2, costs, rows) for place in self.places if " .. " not in place.name]
+        blocks = [self._block(place, l2) for place in self.places if " .. " in place.name]
+        routes = {name: FlowAnalysis(f.place, f.readers, f.between, f.reason) for name, f in flows.items() if name in self.sums}
+        return LinearReport(
+            model=model.name,
+            kind="functional" if getattr(model, "inputs", None) else "subclassed",
+            samples=self.samples,
+            noise=tuple(levels),
+            layers=tuple(made),
+            blocks=tuple(blocks),
+            flows=routes,
+            macs=int(sum(value or 0 for value in costs.values())),
+            parameters=int(sum(np.prod(weight.shape) for weight in model.weights)),
+            skipped=tuple(self.skipped),
+        )
+
+    def _probed(self) -> dict[str, Any]:
+        if self.probes is None:
+            return {}
+        solved = next(iter(self.probes.moments.values())).rows if self.probes.moments else 0
+        if solved <= self.probes.classes or not self.probes.kept:
+            self.skipped.append("probes: too few samples")
+            return {}
+        return {row.name: row for row in self.probes.report(dict.fromkeys(self.names, ""), list(probes.PENALTIES), []).rows}
+
+    def _linearity(self, place: Place, l2: float) -> tuple[float | None, str]:
+        moments = self.moments[place.name]
+        columns = len(moments.mean) - place.channels
+        if not place.readings:
+            return None, place.reason
+        if moments.rows <= columns:
+            return None, f"{moments.rows} rows do not do for {columns} features"
+        fit = ridge(moments, columns, [l2])
+        spread = np.diag(moments.scatter)[columns:]
+        return (float(np.sum(fit.r2 * spread) / spread.sum()), "") if spread.sum() else (None, "its output is constant")
+
+    def _block(self, place: Place, l2: float) -> BlockAnalysis:
+        first, last = place.name.split(" .. ")
+        linearity, reason = self._linearity(place, l2)
+        return BlockAnalysis(
+            first, last, linearity, self._bypass(place, l2), sum(r.columns for r in place.readings), _window(place), reason
+        )
+
+    def _bypass(self, place: Place, l2: float) -> float | None:
+        """What a linear map of the input at the same position gives, where input and output have the same shape."""
+        at = _places.middle(place)
+        moments = self.moments[place.name]
+        if at is None or moments.rows <= place.channels:
+            return None
+        columns = np.r_[at : at + place.channels, len(moments.mean) - place.channels : len(moments.mean)]
+        spread = np.diag(moments.scatter)[-place.channels :]
+        fit = ridge(moments.part(columns), place.channels, [l2])
+        return float(np.sum(fit.r2 * spread) / spread.sum()) if spread.sum() else None
+
+    def _layer(self, place: Place, levels: list[float], l2: float, costs: dict[str, Any], probed: dict[str, Any]) -> LayerAnalysis:
+        sums = self.sums[place.name]
+        moments = self.output_moments(place.name)
+        linearity, reason = self._linearity(place, l2)
+        spectrum = np.maximum(np.linalg.eigvalsh(moments.scatter)[::-1], 0.0) / moments.weight
+        gradient = sums.get("gradients", np.zeros(place.channels)) / self.samples
+        importance = np.sqrt(gradient)
+        weighted = Moments(
+            moments.weight, moments.rows, moments.mean * importance, moments.scatter * np.outer(importance, importance)
+        )
+        singular = _weight_spectrum(place.layer)
+        constant = np.flatnonzero(sums["low"] == sums["high"])
+        row = probed.get(place.name)
+        n = self.samples
+        return LayerAnalysis(
+            name=place.name,
+            path=place.path,
+            kind=type(place.layer).__name__,
+            channels=place.channels,
+            positions=place.positions,
+            macs=costs.get(place.path),
+            parameters=int(sum(np.prod(w.shape) for w in getattr(place.layer, "weights", ()))),
+            responses=tuple(_response(sums, index, level, n) for index, level in enumerate(levels)) if "gain" in sums else (),
+            gain=float(sums["gain"][0] / n) if "gain" in sums else None,
+            linearity=linearity,
+            bypass=self._bypass(place, l2),
+            window=_window(place),
+            linearity_reason=reason,
+            redundancy=_floats(redundancy(moments)),
+            removal=removal_order(moments),
+            removal_by_cost=removal_order(weighted),
+            cost=float(0.5 * np.sum(gradient * np.diag(moments.scatter)) / moments.weight),
+            spectrum=_floats(spectrum),
+            effective_rank=effective_rank(spectrum),
+            rank_99=rank_at(spectrum),
+            weight_spectrum=_floats(singular) if singular is not None else None,
+            weight_effective_rank=effective_rank(singular**2) if singular is not None else None,
+            weight_rank_99=rank_at(singular**2) if singular is not None else None,
+            taylor=_floats(sums["removed"][0] / n) if "removed" in sums else (),
+            fisher=_floats(sums["removed"][1] / n / 2) if "removed" in sums else (),
+            gradient=_floats(gradient),
+            dead=tuple(int(c) for c in constant),
+            duplicates=_equal(sums["bits"], constant),
+            proportional=duplicate_channels(moments),
+            accuracy=row.accuracy if row else None,
+            accuracy_error=row.standard_error if row else None,
+        )
+
+
+def _take(sums: dict[str, Any], found: dict[str, Any]) -> None:
+    """Adds what a batch gave: sums of values and squares of what is there for each sample."""
+    for key, value in found.items():
+        if key in ("low", "high"):
+            choose = np.minimum if key == "low" else np.maximum
+            sums[key] = choose(sums.get(key, value), value)
+            continue
+        if key == "bits":
+            value = value.astype("int64")
+        elif key == "removed":
+            value = np.stack([np.abs(value, dtype="float64").sum(0), np.square(value, dtype="float64").sum(0)])
+        elif key in ("gain", "gains"):
+            value = np.asarray(value, "float64")
+            value = np.stack([value.sum(-1), np.square(value).sum(-1)])
+        else:
+            value = np.asarray(value, "float64")
+        sums[key] = sums.get(key, 0) + value
+
+
+def _response(sums: dict[str, Any], index: int, level: float, n: int) -> Response:
+    total, squares = sums["gains"][0][index], sums["gains"][1][index]
+    mean = total / n
+    error = np.sqrt(max(squares / n - mean**2, 0.0) / (n - 1)) if n > 1 else 0.0
+    changed = sums["changed"][index]
+    return Response(level, float(mean), float(error), float(1 - sums["left"][index] / changed) if changed else 1.0)
+
+
+def _numpy(value: Any) -> Any:
+    return [ops.convert_to_numpy(one) for one in value] if isinstance(value, list) else ops.convert_to_numpy(value)
+
+
+def _floats(values: Any) -> tuple[float, ...]:
+    return tuple(float(one) for one in values)
+
+
+def _window(place: Place) -> tuple[int, ...] | None:
+    windows = [reading.window for reading in place.readings if reading.window is not None]
+    return windows[0].size if windows else None
+
+
+def _equal(bits: np.ndarray, constant: np.ndarray) -> tuple[tuple[int, ...], ...]:
+    """Groups of channels whose sums of bits are the same."""
+    groups: dict[int, list[int]] = {}
+    for channel, value in enumerate(bits):
+        if channel not in set(constant):
+            groups.setdefault(int(value), []).append(channel)
+    return tuple(tuple(group) for group in groups.values() if len(group) > 1)
+
+
+def _weight_spectrum(layer: Any) -> np.ndarray | None:
+    """Singular values of a layer's kernel as the matrix from what it reads to its channels."""
+    kernel = getattr(layer, "kernel", getattr(layer, "embeddings", None))
+    if kernel is None or len(kernel.shape) < 2 or isinstance(layer, (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)):
+        return None
+    matrix = ops.convert_to_numpy(kernel).astype("float64").reshape(-1, kernel.shape[-1])
+    gram = matrix.T @ matrix if matrix.shape[0] >= matrix.shape[1] else matrix @ matrix.T
+    return np.asarray(np.sqrt(np.maximum(np.linalg.eigvalsh(gram)[::-1], 0.0)))
