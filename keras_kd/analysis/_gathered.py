@@ -112,19 +112,19 @@ class Gathered:
         first, last = place.name.split(" .. ")
         linearity, reason = self._linearity(place, l2)
         return BlockAnalysis(
-            first, last, linearity, self._bypass(place, l2), sum(r.columns for r in place.readings), _window(place), reason
+            first, last, linearity, self._bypass(place), sum(r.columns for r in place.readings), _window(place), reason
         )
 
-    def _bypass(self, place: Place, l2: float) -> float | None:
-        """What a linear map of the input at the same position gives, where input and output have the same shape."""
+    def _bypass(self, place: Place) -> float | None:
+        """How much of the output's variance the input as it is gives, where they have the same shape."""
         at = _places.middle(place)
-        moments = self.moments[place.name]
-        if at is None or moments.rows <= place.channels:
+        if at is None:
             return None
-        columns = np.r_[at : at + place.channels, len(moments.mean) - place.channels : len(moments.mean)]
-        spread = np.diag(moments.scatter)[-place.channels :]
-        fit = ridge(moments.part(columns), place.channels, [l2])
-        return float(np.sum(fit.r2 * spread) / spread.sum()) if spread.sum() else None
+        scatter, count = self.moments[place.name].scatter, place.channels
+        read, given = np.arange(at, at + count), np.arange(len(scatter) - count, len(scatter))
+        spread = scatter[given, given].sum()
+        missed = spread + scatter[read, read].sum() - 2 * scatter[read, given].sum()
+        return float(1 - missed / spread) if spread else None
 
     def _layer(self, place: Place, levels: list[float], l2: float, costs: dict[str, Any], probed: dict[str, Any]) -> LayerAnalysis:
         sums = self.sums[place.name]
@@ -151,7 +151,7 @@ class Gathered:
             responses=tuple(_response(sums, index, level, n) for index, level in enumerate(levels)) if "gain" in sums else (),
             gain=float(sums["gain"][0] / n) if "gain" in sums else None,
             linearity=linearity,
-            bypass=self._bypass(place, l2),
+            bypass=self._bypass(place),
             window=_window(place),
             linearity_reason=reason,
             redundancy=_floats(redundancy(moments)),

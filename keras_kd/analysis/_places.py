@@ -122,8 +122,8 @@ class Flow:
 
 def input_specs(model: keras.Model, batch: Any) -> Any:
     """Shapes and types of a model's inputs, with any number of samples, nested as the batch is."""
-    specs = _taps.input_specs(model)
-    if specs is None:
+    specs = _taps.input_specs(model) if getattr(model, "inputs", None) else None
+    if specs is None:  # of subclassed models the batch tells more than how they were built: whole numbers, say
         specs = keras.tree.map_structure(lambda x: tf.TensorSpec((None, *x.shape[1:]), x.dtype), batch)
     return keras.tree.map_structure(lambda spec: tf.TensorSpec((None, *spec.shape[1:]), spec.dtype), specs)
 
@@ -162,7 +162,7 @@ def make_block(trace: _calls.Trace, first: _calls.Call, last: _calls.Call, max_c
     """
     reached: dict[int, dict[int, Any]] = {id(t): {i: _identity(t)} for i, t in enumerate(first.inputs)}
     by_output = {id(t) for call in trace.calls for t in call.outputs}
-    started = False
+    started = ended = False
     for call in trace.calls:
         started |= call is first
         if not started:
@@ -177,11 +177,12 @@ def make_block(trace: _calls.Trace, first: _calls.Call, last: _calls.Call, max_c
         if call is first or windows:
             for tensor in call.outputs:
                 reached[id(tensor)] = windows
-        if call is last:
+        ended = call is last
+        if ended:
             break
     output = last.outputs[0]
     found = reached.get(id(output), {})
-    if not started or not found:
+    if not ended or not found:
         raise ValueError(
             "`blocks` must be pairs (first, last) of which the last follows from the first. Received: "
             f'"{first.name}", "{last.name}".'

@@ -44,6 +44,7 @@ def linear_analysis(
     gain        (|J d| / |f(x)|) / (|d| / |x|)                  J: the Jacobian at x, exactly
     explained   1 - sum |f(x + d) - f(x) - J d|^2 / sum |f(x + d) - f(x)|^2
     linearity   1 - sum |y - W' z - b|^2 / sum |y - mean y|^2   z: the layer's own input, y: its output; ridge regression
+    bypass      1 - sum |(y - x) - mean(y - x)|^2 / sum |y - mean y|^2       x: the layer's input, where it has the shape of y
     redundancy  R^2 of each channel, given by a linear map of all the others
     taylor      mean |sum_positions a g|        a: a channel of the output, g: the gradient of the loss with respect to it
     fisher      1/2 mean (sum_positions a g)^2

@@ -187,6 +187,15 @@ class _Limits:
         return sum(shares)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Candidate:
+    """A step that could be next."""
+
+    price: float
+    worth: float
+    take: Callable[[], Step]
+
+
 class _Planner:
     """Removes one channel at a time, on paper.
 
@@ -217,17 +226,17 @@ class _Planner:
         """Chooses."""
         steps: list[Step] = []
         while not self.limits.hold(*self._now()):
-            best = min(self._candidates(), key=lambda one: one[0], default=None)
+            best = min(self._candidates(), key=lambda one: (one.price, -one.worth), default=None)
             if best is None:
                 break
-            steps.append(best[1]())
+            steps.append(best.take())
         macs, parameters = self._now()
         untouched = {n: f.reason or "it was not analysed" for n, f in self.report.flows.items() if n not in self.flows}
         reached = self.limits.hold(macs, parameters) or not self.limits.wanted
         report = self.report
         return Plan(tuple(_joined(steps)), report.macs, round(macs), report.parameters, round(parameters), reached, untouched)
 
-    def _candidates(self) -> list[tuple[float, Callable[[], Step]]]:
+    def _candidates(self) -> list[_Candidate]:
         found = []
         before = self._now()
         for name in self.flows:
@@ -241,7 +250,8 @@ class _Planner:
                 self.removed[name] -= 1
                 saved = (before[0] - after[0], before[1] - after[1])
                 cost = row.cost * (errors[kept - 1] - errors[kept])
-                found.append((_price(cost, self.limits.worth(*saved, self.report)), self._removal(name, cost, saved)))
+                worth = self.limits.worth(*saved, self.report)
+                found.append(_Candidate(_price(cost, row.cost, worth), worth, self._removal(name, cost, saved)))
         for layer in self.report.layers:
             found += self._factorization(layer, before)
             found += self._departure("remove_layer", [layer], layer.bypass, before)
@@ -276,7 +286,7 @@ class _Planner:
         given: float | None,
         before: tuple[float, float],
         left: tuple[float, float] = (0.0, 0.0),
-    ) -> list[tuple[float, Callable[[], Step]]]:
+    ) -> list[_Candidate]:
         """A layer, or a block, that a linear map can stand for."""
         error = 1.0 if given is None else max(1 - given, 0.0)
         busy = any(row.path in self.gone or row.path in self.ranks or self.removed.get(row.name) for row in rows)
@@ -297,7 +307,7 @@ class _Planner:
             last = rows[-1].path if len(rows) > 1 else ""
             return Step(action, rows[0].path, last, (), None, error, cost, round(saved[0]), round(saved[1]))
 
-        return [(_price(cost, worth), take)]
+        return [_Candidate(_price(cost, rows[-1].cost, worth), worth, take)]
 
     def _removal(self, name: str, cost: float, saved: tuple[float, float]) -> Callable[[], Step]:
         row = self.rows[self.flows[name].place]
@@ -313,7 +323,7 @@ class _Planner:
 
         return take
 
-    def _factorization(self, layer: LayerAnalysis, before: tuple[float, float]) -> list[tuple[float, Callable[[], Step]]]:
+    def _factorization(self, layer: LayerAnalysis, before: tuple[float, float]) -> list[_Candidate]:
         """A linear layer into two, as far as its output's variance allows."""
         spectrum, total = layer.spectrum, sum(layer.spectrum)
         fan_in = self._fan_in(layer)
@@ -341,7 +351,7 @@ class _Planner:
             self.ranks[layer.path] = rank
             return Step("factorize", layer.path, "", (), rank, error, layer.cost * error, round(saved[0]), round(saved[1]))
 
-        return [(_price(layer.cost * error, worth), take)]
+        return [_Candidate(_price(layer.cost * error, layer.cost, worth), worth, take)]
 
     def _fan_in(self, layer: LayerAnalysis) -> int:
         return max(layer.parameters // layer.channels, 0)
@@ -376,7 +386,10 @@ class _Planner:
         return left
 
 
-def _price(cost: float, worth: float) -> float:
+def _price(cost: float, whole: float, worth: float) -> float:
+    """Cost of a saving; what is lost in rounding alone costs nothing."""
+    if cost <= 1e-9 * whole:
+        return 0.0
     return cost / worth if worth > 0 else math.inf
 
 

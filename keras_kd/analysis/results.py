@@ -47,8 +47,8 @@ class LayerAnalysis:
         responses: to each level of noise.
         gain: the response by the exact Jacobian.
         linearity: share of the output's variance that a linear map of the layer's input gives; None: not measured.
-        bypass: the same for a linear map of the input at the same position, of layers whose output has the shape of their input:
-            what is lost without the layer is the rest. None for others.
+        bypass: share of the output's variance that the layer's input gives as it is, up to a constant, where both have one shape: 1
+            for a layer that does nothing, below 0 where leaving it out is worse than a constant. None for others.
         window: positions that the map of `linearity` reads along each inner axis.
         linearity_reason: why it was not measured.
         redundancy: R^2 of each channel by the others.
@@ -112,7 +112,7 @@ class BlockAnalysis:
         first: its first layer.
         last: its last layer.
         linearity: share of the variance of the last one's output that a linear map of the first one's input gives.
-        bypass: the same for a map of single positions, where input and output have the same shape.
+        bypass: share of it that the first one's input gives as it is, where both have one shape.
         columns: number of features that the map of `linearity` reads.
         window: positions that it reads along each inner axis.
         reason: why it was not measured.
