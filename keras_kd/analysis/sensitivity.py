@@ -26,7 +26,7 @@ RATIOS: dict[str, tuple[float, ...]] = {
     "bits": (8, 6, 4, 3, 2),
     "rank": (0.25, 0.5, 0.75, 0.9),
 }
-CRITERIA = ("cost", "redundancy", "l1", "l2", "taylor", "fisher")
+CRITERIA = ("cost", "redundancy", "l1", "l2", "taylor", "fisher", "random")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,6 +125,7 @@ def sensitivity(
     layers: Sequence[str] | None = None,
     criterion: str = "cost",
     reconstruct: bool = True,
+    analysis_data: Any = None,
     loss: Any = None,
     batch_size: int = 256,
     seed: int = 0,
@@ -155,8 +156,10 @@ def sensitivity(
         each: for channels: every channel alone instead of ratios.
         layers: names of layers; None for all convolutions and Dense layers (without those whose channels the output needs, for
             channels).
-        criterion: by which channels are chosen: "cost", "redundancy", "l1", "l2", "taylor" or "fisher".
+        criterion: by which channels are chosen: "cost", "redundancy", "l1", "l2", "taylor", "fisher", or "random" for comparison.
         reconstruct: whether kept channels stand in for those that went.
+        analysis_data: what the measures and the linear maps are taken from, as `data`, without labels or as an iterable of
+            batches with them; None: from `data` and `labels`. Other data than what the losses are measured on is the honest test.
         loss: as in `linear_analysis`.
         batch_size: samples at a time, for arrays.
         seed: of what is drawn.
@@ -184,12 +187,11 @@ def sensitivity(
     chosen = _checked_ratios(ratios, what)
     batches = list(_batching.batches(data, labels, size=batch_size))
     model = linear.checked_model(model)
-    settings = linear.Settings(loss=loss, seed=seed)
-    gathered, report = linear.analyse(model, batches, classes_of=labels, settings=settings, samples=None, verbose=0)
+    gathered, report = _analysed(model, batches, labels, analysis_data, loss, batch_size, seed)
     trial = _Trial(model, batches, loss)
     targets = _targets(report, layers, what)
     if what == "channels":
-        jobs = [job for target in targets for job in _channel_jobs(target, gathered, chosen, each, criterion, reconstruct)]
+        jobs = [job for target in targets for job in _channel_jobs(target, gathered, chosen, each, criterion, reconstruct, seed)]
     else:
         jobs = [job for target in targets for job in _kernel_jobs(target, gathered, chosen, what)]
     cells = []
@@ -204,6 +206,16 @@ def sensitivity(
     return SensitivityReport(
         what, by, reconstruct and what == "channels", trial.accuracy, trial.mean, trial.samples, tuple(cells), overall, within
     )
+
+
+def _analysed(
+    model: keras.Model, batches: list[Any], labels: Any, other: Any, loss: Any, batch_size: int, seed: int
+) -> tuple[Any, LinearReport]:
+    """What the measures are taken from."""
+    if other is not None:
+        batches, labels = list(_batching.batches(other, size=batch_size, required=False)), None
+    settings = linear.Settings(loss=loss if batches[0][1] is not None else None, seed=seed)
+    return linear.analyse(model, batches, classes_of=labels, settings=settings, samples=None, verbose=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -261,12 +273,12 @@ def _targets(report: LinearReport, layers: Sequence[str] | None, what: str) -> l
 
 
 def _channel_jobs(
-    target: _Target, gathered: Any, ratios: tuple[float, ...], each: bool, criterion: str, reconstruct: bool
+    target: _Target, gathered: Any, ratios: tuple[float, ...], each: bool, criterion: str, reconstruct: bool, seed: int
 ) -> Iterator[_Job]:
     place, count = target.place, target.place.channels
     moments = gathered.output_moments(place.name)
     norms = _norms(gathered.layer(target.layer.name))
-    order = _order(place, norms, criterion)
+    order = _order(place, norms, criterion, seed)
     sets: list[tuple[tuple[int, ...], float]]
     if each:
         sets = [((channel,), 1 / count) for channel in range(count)]
@@ -298,12 +310,14 @@ def _norms(layer: Any) -> dict[str, np.ndarray]:
     return {"l1": np.abs(flat).sum(0), "l2": np.square(flat).sum(0)}
 
 
-def _order(place: LayerAnalysis, norms: dict[str, np.ndarray], criterion: str) -> list[int]:
+def _order(place: LayerAnalysis, norms: dict[str, np.ndarray], criterion: str, seed: int) -> list[int]:
     """Channels, the ones to keep longest first."""
     if criterion == "cost":
         return list(place.removal_by_cost.keep)
     if criterion == "redundancy":
         return list(place.removal.keep)
+    if criterion == "random":
+        return [int(channel) for channel in np.random.default_rng(seed).permutation(place.channels)]
     scores = norms[criterion] if criterion in norms else np.asarray(getattr(place, criterion))
     return [int(channel) for channel in np.argsort(-scores, kind="stable")]
 
