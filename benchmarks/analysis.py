@@ -1,8 +1,8 @@
 """What does the analysis cost, and does it tell the truth?
 
 The claims: `LinearProbe.adapt` on 60,000 rows of 512 features takes at most 3 times the product of the centred float64 features
-with themselves; the whole analysis of the demo's teacher on 10,000 Fashion-MNIST images takes at most 4 times the passes that it needs
-(a clean one, a noisy one, a Jacobian-vector product and a gradient); and both grow in proportion to the number of samples.
+with themselves; the whole analysis of the demo's teacher on 10,000 Fashion-MNIST images takes at most 4 times the passes that it
+needs (a clean one, a noisy one, a Jacobian-vector product and a gradient); and both grow in proportion to the number of samples.
 
 The evidence claims nothing beforehand: it puts what the cheap measures say of each channel and layer beside what removing it costs
 on images that neither the teacher nor the measures have seen.
