@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_kd import _litert
+from keras_kd import _agreement, _litert, _samples
 from keras_kd.callbacks import Quantization
 from keras_kd.quantized import QuantizedModel
 from keras_kd.quantized.model import finalize_states, trained_with_rounding
@@ -30,8 +30,9 @@ class ExportReport:
         path: the file.
         size: its length in bytes.
         gzip_size: its length in bytes after gzip.
-        max_difference: largest absolute difference between the file's outputs and the model's.
-        agreement: share of rows in which the largest output is the same, in [0, 1]; 1.0 for single-valued outputs.
+        max_difference: largest absolute difference between the file's outputs and the model's; for a plain model that is quantised
+            by ranges of its training, or that this library measured, those of the `QuantizedModel` that the integers should equal.
+        agreement: share of rows in which the largest output of these is the same, in [0, 1]; 1.0 for single-valued outputs.
         samples: number of samples that were compared.
         quantization: "float32", "float16", "dynamic", "int8" or "int4"; "onnx" for ONNX files.
         sparse: whether zeros are left out of the file.
@@ -39,6 +40,9 @@ class ExportReport:
         output_dtypes: types of the outputs.
         operators: how often each operator occurs.
         float_operators: operators that compute on floats.
+        float_difference: largest absolute difference between the file's outputs and those of the plain model that was handed over,
+            as it computes in Keras: what quantising changes; None for a `QuantizedModel`.
+        float_agreement: share of rows in which the largest output of these is the same; None for a `QuantizedModel`.
     """
 
     path: pathlib.Path
@@ -53,6 +57,8 @@ class ExportReport:
     output_dtypes: tuple[str, ...] = ()
     operators: dict[str, int] = dataclasses.field(default_factory=dict)
     float_operators: tuple[str, ...] = ()
+    float_difference: float | None = None
+    float_agreement: float | None = None
 
 
 def to_litert(
@@ -71,7 +77,8 @@ def to_litert(
 
     The file appears at `path` whole or not at all: it is run in the LiteRT interpreter on `check_data`, and written only if its
     outputs are the model's and it is what was asked for. Models of other precisions (mixed_float16, float64) are exported, and
-    compared, in float32. Recurrent layers keep the converter from a free batch size: their files take one sample at a time.
+    compared, in float32. A file takes any number of samples at a time; that of a model with a batch size of its own takes so many.
+    Recurrent layers keep the converter from a free batch size: their files take one sample at a time.
 
     Args:
         model: a built Keras model, or a `QuantizedModel`; for a Distiller, its student.
@@ -115,19 +122,24 @@ def to_litert(
     _check_choice("io_dtype", io_dtype, ("float32", "int8", "uint8"))
     if sparse not in (True, False, "auto"):
         raise ValueError(f'`sparse` must be True, False or "auto". Received: sparse={sparse!r}.')
-    data = None if representative_data is None else _check_inputs(model, representative_data, "representative_data")
-    if data is not None and getattr(model, "inputs", None):  # the converter casts nothing
-        arrays = [a.astype(t.dtype) for a, t in zip(keras.tree.flatten(data), model.inputs, strict=True)]
-        data = keras.tree.pack_sequence_as(data, arrays)
+    given, data = model, None
+    if representative_data is not None:
+        data = _samples.check_inputs(model, representative_data, "representative_data", finite=True)
+    real = check_data is not None or data is not None
+    name = "`check_data`" if check_data is not None else "`representative_data`" if real else "random inputs"
+    if check_data is not None:
+        inputs = _samples.check_inputs(model, check_data, "check_data")
+    else:
+        inputs = data if real else _samples.random_inputs(model)
+    in_float = _agreement.outputs_of(model, inputs, name)  # before all that takes time: it may not take these inputs
     model, mode, measured = _prepared(model, quantization, data)
     if io_dtype != "float32" and mode not in ("int8", "int4"):
         raise ValueError(
             f'`io_dtype` must be "float32" for a file of floats. Received: io_dtype="{io_dtype}", quantization="{mode}".'
         )
     model = _in_float32(model)
-    real = check_data is not None or data is not None
-    inputs = _random_inputs(model) if not real else data if check_data is None else _check_inputs(model, check_data)
-    content, is_sparse = _smallest(model, inputs, _options(mode, measured, io_dtype), sparse)
+    expected = in_float if model is given else _agreement.outputs_of(model, inputs, name)
+    content, is_sparse = _smallest(model, inputs, _options(mode, measured, io_dtype, _samples.fixed_batch_size(model) or 1), sparse)
     operators, floats = _litert.operators(content, keras.tree.flatten(inputs))
     if quantization in ("int8", "int4") and floats:
         raise RuntimeError(
@@ -135,18 +147,22 @@ def to_litert(
             'be quantised, or quantization="auto", which lets the others be.'
         )
     tolerance = _TOLERANCES["int8 after training" if measured is not None else mode] if tolerance is None else tolerance
-    difference, agreement = _compare(model, run_litert(content, inputs), inputs, tolerance)
-    if real and mode in ("int8", "int4") and agreement < min_agreement:
+    found = _agreement.as_floats(run_litert(content, inputs))
+    agreement = _agreement.check_close(expected, found, tolerance, name, _litert.output_ranges(content))
+    to_float = None if isinstance(given, QuantizedModel) else _agreement.compare(in_float, found)
+    if real and mode in ("int8", "int4") and agreement.same < min_agreement:
         raise RuntimeError(
-            f"The file gives the model's class in {agreement:.1%} of {_samples(inputs)} samples (min_agreement={min_agreement:g}). "
-            "Nothing was written. Train with callbacks.Quantization, or give more representative data."
+            f"The file gives the model's class in {agreement.same:.1%} of {_samples.count(inputs)} samples "
+            f"(min_agreement={min_agreement:g}). Nothing was written. Train with callbacks.Quantization, or give more "
+            "representative data."
         )
     _write_atomically(path, content)
     opened = open_litert(content)
     dtypes = [tuple(np.dtype(d["dtype"]).name for d in ds) for ds in (opened.get_input_details(), opened.get_output_details())]
-    sizes = len(content), len(gzip.compress(content, 9))
     return ExportReport(
-        path, *sizes, difference, agreement, _samples(inputs), mode, is_sparse, dtypes[0], dtypes[1], operators, floats
+        *(path, len(content), len(gzip.compress(content, 9)), agreement.difference, agreement.same, _samples.count(inputs)),
+        *(mode, is_sparse, dtypes[0], dtypes[1], operators, floats),
+        *((None, None) if to_float is None else (to_float.difference, to_float.same)),
     )
 
 
@@ -180,25 +196,34 @@ def to_onnx(
         import tf2onnx
     except ImportError as error:
         raise ImportError("ONNX files need tf2onnx and onnxruntime: pip install 'keras-kd[onnx]'") from error
-    model = _in_float32(_checked_model(model))
+    given = _checked_model(model)
     path = _checked_path(path)
-    inputs = _random_inputs(model) if check_data is None else _check_inputs(model, check_data)
+    name = "random inputs" if check_data is None else "`check_data`"
+    inputs = _samples.random_inputs(given) if check_data is None else _samples.check_inputs(given, check_data, "check_data")
+    in_float = _agreement.outputs_of(given, inputs, name)
+    model = _in_float32(given)
+    expected = in_float if model is given else _agreement.outputs_of(model, inputs, name)
     function, specs = _litert.serving_function(model, inputs, None)
     with _litert.quiet_tensorflow():
         made, _ = tf2onnx.convert.from_function(_positional(function, specs), input_signature=list(specs.values()), opset=opset)
     content = made.SerializeToString()
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    arrays = [np.asarray(array) for array in keras.tree.flatten(inputs)]
     types = {entry.name: entry.type for entry in session.get_inputs()}
-    given = {name: array.astype(_onnx_dtype(types[name])) for name, array in zip(specs, arrays, strict=True)}
+    arrays = {spec: array.astype(_onnx_dtype(types[spec])) for spec, array in zip(specs, keras.tree.flatten(inputs), strict=True)}
     names = sorted((entry.name for entry in session.get_outputs()), key=lambda name: int(name.split("_")[1].split(":")[0]))
-    difference, agreement = _compare(model, session.run(names, given), inputs, tolerance)
+    found = _agreement.as_floats(session.run(names, arrays))
+    agreement = _agreement.check_close(expected, found, tolerance, name)
+    to_float = None if isinstance(given, QuantizedModel) else _agreement.compare(in_float, found)
     _write_atomically(path, content)
     operators: dict[str, int] = {}
     for node in made.graph.node:
         operators[node.op_type] = operators.get(node.op_type, 0) + 1
-    sizes = len(content), len(gzip.compress(content, 9))
-    return ExportReport(path, *sizes, difference, agreement, _samples(inputs), "onnx", operators=operators)
+    return ExportReport(
+        *(path, len(content), len(gzip.compress(content, 9)), agreement.difference, agreement.same, _samples.count(inputs), "onnx"),
+        operators=operators,
+        float_difference=None if to_float is None else to_float.difference,
+        float_agreement=None if to_float is None else to_float.same,
+    )
 
 
 def run_litert(file: str | os.PathLike[str] | bytes, inputs: Any, *, threads: int = 1) -> list[np.ndarray]:
@@ -294,7 +319,7 @@ def _integers_of(model: QuantizedModel) -> str:
     return "int4" if plan.bits and max(plan.bits.values()) <= 4 else "int8"
 
 
-def _options(mode: str, data: Any, io_dtype: str) -> Callable[[Any], None]:
+def _options(mode: str, data: Any, io_dtype: str, batch: int) -> Callable[[Any], None]:
     """A function that sets the converter's options."""
 
     def configure(converter: Any) -> None:
@@ -304,11 +329,11 @@ def _options(mode: str, data: Any, io_dtype: str) -> Callable[[Any], None]:
         if mode == "float16":
             converter.target_spec.supported_types = [tf.float16]
         if data is not None:
-            arrays = [np.asarray(array) for array in keras.tree.flatten(data)]
+            arrays = [_samples.whole_batches(array, batch) for array in keras.tree.flatten(data)]
 
             def samples() -> Any:
-                for i in range(min(len(arrays[0]), 500)):
-                    yield {f"input_{index}": array[i : i + 1] for index, array in enumerate(arrays)}
+                for i in range(0, min(len(arrays[0]), 500), batch):
+                    yield {f"input_{index}": array[i : i + batch] for index, array in enumerate(arrays)}
 
             converter.representative_dataset = samples
         if io_dtype != "float32":
@@ -346,10 +371,6 @@ def _sparsity(model: keras.Model) -> float:
     return sum(int(np.sum(kernel == 0)) for kernel in kernels) / max(sum(kernel.size for kernel in kernels), 1)
 
 
-def _samples(inputs: Any) -> int:
-    return len(keras.tree.flatten(inputs)[0])
-
-
 def _positional(function: Any, specs: dict[str, Any]) -> Any:
     return tf.function(lambda *tensors: function(**dict(zip(specs, tensors, strict=True))))
 
@@ -384,58 +405,6 @@ def _in_float32(model: keras.Model) -> keras.Model:
             "its config in float32. Build it with the float32 policy, and set the weights."
         ) from error
     return twin
-
-
-def _check_inputs(model: keras.Model, data: Any, name: str = "check_data") -> Any:
-    """Data as arrays, in the order of the model's inputs."""
-    if isinstance(data, dict) and getattr(model, "inputs", None) and not isinstance(getattr(model, "_inputs_struct", None), dict):
-        data = [data[tensor.name] for tensor in model.inputs]
-    try:
-        data = keras.tree.map_structure(np.asarray, data)
-    except Exception:
-        data = np.empty(0, dtype=object)
-    arrays = keras.tree.flatten(data)
-    if not arrays or any(array.ndim == 0 or len(array) == 0 or array.dtype == object for array in arrays):
-        raise ValueError(
-            f"`{name}` must be an array of samples, or arrays nested as the model takes them, with at least one sample. "
-            f"Received: shapes {[array.shape for array in arrays]}."
-        )
-    return data
-
-
-def _random_inputs(model: keras.Model) -> Any:
-    if not getattr(model, "inputs", None):
-        raise ValueError(
-            f'The input shapes of the subclassed model "{model.name}" are not known. Pass check_data=: a few samples of its inputs.'
-        )
-    rng = np.random.default_rng(0)
-    arrays = []
-    for tensor in model.inputs:
-        shape = (8, *(length or 8 for length in tensor.shape[1:]))
-        is_float = keras.backend.is_float_dtype(tensor.dtype)
-        arrays.append((rng.normal(size=shape) if is_float else rng.integers(0, 2, shape)).astype(tensor.dtype))
-    return keras.tree.pack_sequence_as(model._inputs_struct, arrays) if hasattr(model, "_inputs_struct") else arrays[0]
-
-
-def _compare(model: keras.Model, found: list[np.ndarray], inputs: Any, tolerance: float) -> tuple[float, float]:
-    """Largest difference and agreement of a file's outputs with the model's; raises if they differ too much."""
-    expected = [np.asarray(output, "float64") for output in keras.tree.flatten(model.predict(inputs, verbose=0))]
-    found = [np.asarray(output, "float64") for output in found]
-    for outputs, whose in ((expected, "model"), (found, "file")):
-        if not all(np.all(np.isfinite(output)) for output in outputs):
-            raise RuntimeError(f"The {whose} gives NaN or infinite outputs on `check_data`. Nothing was written.")
-    difference, agreement = 0.0, 1.0
-    for want, got in zip(expected, found, strict=True):
-        difference = max(difference, float(np.max(np.abs(want - got))))
-        if want.ndim > 1 and want.shape[-1] > 1:
-            agreement = min(agreement, float(np.mean(want.argmax(-1) == got.argmax(-1))))
-    scale = max(1.0, *(float(np.max(np.abs(want))) for want in expected))
-    if not difference <= tolerance * scale:
-        raise RuntimeError(
-            f"The file does not compute what the model computes: the largest difference is {difference:.3g} for outputs of "
-            f"up to {scale:.3g} (tolerance={tolerance:g}), the same class in {agreement:.1%}. Nothing was written."
-        )
-    return difference, agreement
 
 
 def _write_atomically(path: pathlib.Path, content: bytes) -> None:

@@ -1,0 +1,251 @@
+"""What a review found in files and their checks: each of these was wrong once."""
+
+import os
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+
+from keras_kd import _agreement, _litert, callbacks, export
+
+RNG = np.random.default_rng(0)
+X, Y = RNG.normal(size=(300, 8)).astype("float32"), RNG.integers(0, 3, size=300)
+LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+def net(*parts, shape=(8,), **options):
+    return keras.Sequential([keras.Input(shape, **options), *(parts or [layers.Dense(16, activation="relu"), layers.Dense(3)])])
+
+
+def two_inputs(struct=list):
+    a, b = keras.Input((8,), name="a"), keras.Input((4,), name="b")
+    inputs = {"a": a, "b": b} if struct is dict else [a, b]
+    return keras.Model(inputs, layers.Dense(3)(layers.Concatenate()([a, b])))
+
+
+def far_from_float(model):
+    """Outputs that change much when kernels have 4 bits."""
+    model.layers[0].kernel.assign(RNG.normal(size=(8, 16)) ** 3)
+    return model
+
+
+# What the file is compared with
+
+
+@pytest.mark.parametrize("how", ["after training", "trained", "recurrent"])
+def test_a_plain_model_is_told_how_far_its_file_is_from_itself(how, tmp_path):
+    x, options = X, {"representative_data": X, "quantization": "int4"}
+    model = far_from_float(net())
+    if how == "trained":
+        model.compile("sgd", LOSS)
+        model.fit(X, Y, verbose=0, callbacks=[callbacks.Quantization(4)])
+        options = {"check_data": X}
+    elif how == "recurrent":
+        model, x = net(layers.LSTM(4), layers.Dense(4), shape=(8, 1)), X[:64, :, None]
+        options = {"representative_data": x}
+    report = export.to_litert(model, tmp_path / "m.tflite", **options)
+    (found,), own = export.run_litert(report.path, x), model.predict(x, verbose=0)
+    assert report.float_difference == pytest.approx(np.max(np.abs(found - own)), rel=1e-4)
+    assert report.float_agreement == np.mean(found.argmax(-1) == own.argmax(-1))
+    assert report.float_difference > report.max_difference
+
+
+def test_where_the_file_should_equal_the_model_both_comparisons_are_one(tmp_path):
+    model = net()
+    report = export.to_litert(model, tmp_path / "m.tflite")
+    assert (report.float_difference, report.float_agreement) == (report.max_difference, report.agreement)
+    quantized = callbacks.Quantization(calibration_data=X).quantize(model)
+    report = export.to_litert(quantized, tmp_path / "m.tflite")
+    assert (report.float_difference, report.float_agreement) == (None, None)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1e3])
+def test_errors_of_small_outputs_are_seen_as_those_of_large_ones(scale, tmp_path, monkeypatch):
+    model = net(layers.Dense(3, kernel_initializer=keras.initializers.RandomNormal(0, scale)))
+    right = export.run_litert
+    monkeypatch.setattr(export, "run_litert", lambda *args: [output * 1.05 for output in right(*args)])
+    with pytest.raises(RuntimeError, match="0.05 of them"):
+        export.to_litert(model, tmp_path / "m.tflite")
+    assert os.listdir(tmp_path) == []
+
+
+def test_each_output_is_compared_in_its_own_scale():
+    large, small = np.full((4, 3), 100.0), np.full((4, 3), 1e-3)
+    with pytest.raises(RuntimeError, match="does not compute"):
+        _agreement.check_close([large, small], [large, 2 * small], 0.1, "`check_data`")
+
+
+@pytest.mark.parametrize("options", [{}, {"representative_data": X}, {"quantization": "float16"}])
+def test_outputs_that_are_all_zero_are_no_error(options, tmp_path):
+    model = net(layers.Dense(3, kernel_initializer="zeros"))
+    assert export.to_litert(model, tmp_path / "m.tflite", **options).max_difference < 1e-6
+
+
+def test_outputs_far_below_the_range_of_the_integers_are_compared_in_steps_of_it(tmp_path):
+    model = net(layers.Dense(1, activation="sigmoid", bias_initializer=keras.initializers.Constant(-4.0)))
+    quantized = callbacks.Quantization(calibration_data=X).quantize(model)
+    small = np.zeros((16, 8), "float32")
+    assert quantized.predict(small, verbose=0).max() < 0.03  # a few steps of 1/256
+    assert export.to_litert(quantized, tmp_path / "m.tflite", check_data=small).max_difference <= 2 / 256
+
+
+def test_outputs_of_another_shape_are_no_agreement():
+    with pytest.raises(RuntimeError, match="outputs of shapes"):
+        _agreement.compare([np.zeros((2, 3))], [np.zeros((2, 1))])
+
+
+# Running in parts
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+@pytest.mark.parametrize("count", [1, 128, 300])
+def test_a_file_is_run_in_parts_that_give_the_same(count, quantized, tmp_path):
+    model = net()
+    path = export.to_litert(model, tmp_path / "m.tflite", representative_data=X if quantized else None).path
+    rows = []
+    interpreter = export.open_litert(path)
+    runner = interpreter.get_signature_runner("serving_default")
+
+    class Counting:
+        def __call__(self, **given):
+            rows.append(len(given["input_0"]))
+            return runner(**given)
+
+        def __getattr__(self, name):
+            return getattr(runner, name)
+
+    interpreter.get_signature_runner = lambda name: Counting()
+    (found,) = _litert.run(interpreter, [X[:count]])
+    (whole,) = _litert.run(export.open_litert(path), [X[:count]], rows=count)
+    np.testing.assert_allclose(found, whole, atol=1e-6)
+    assert sum(rows) == count
+    assert max(rows) <= 128
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize("count", [3, 8, 9])
+@pytest.mark.parametrize("name", ["check_data", "representative_data"])
+def test_a_fixed_batch_size_takes_any_number_of_samples(name, batch, count, tmp_path):
+    def halves(tensors):
+        a, b = tensors
+        return keras.ops.reshape(keras.ops.concatenate([a, b], axis=-1), (batch, 12)) + keras.ops.zeros((batch, 12))
+
+    a, b = keras.Input(batch_shape=(batch, 8), name="a"), keras.Input(batch_shape=(batch, 4), name="b")
+    model = keras.Model([a, b], layers.Dense(3)(layers.Lambda(halves, output_shape=(12,))([a, b])))
+    x = [X[:count], X[:count, :4]]
+    report = export.to_litert(model, tmp_path / "m.tflite", **{name: x}, min_agreement=0.0)
+    assert report.samples == count
+    (found,) = export.run_litert(report.path, x)
+    inputs = np.concatenate(x, axis=-1)
+    np.testing.assert_allclose(
+        found, inputs @ model.layers[-1].kernel.numpy() + model.layers[-1].bias.numpy(), atol=1e-5 if name == "check_data" else 0.1
+    )
+
+
+# Data
+
+
+def nan_at(row):
+    x = X.copy()
+    x[row] = np.nan
+    return x
+
+
+@pytest.mark.parametrize("name", ["check_data", "representative_data"])
+@pytest.mark.parametrize(
+    ("make", "data", "message"),
+    [
+        (two_inputs, [X, X[:100, :4]], "as many samples in each of its arrays. Received: 300, 100"),
+        (two_inputs, [X], r"arrays nested as the model takes them \(a, b\).*Received: list of ndarray"),
+        (two_inputs, [X[:, :4], X], r"shapes of the inputs of .*, \[\(8,\), \(4,\)\] a sample. Received: \[\(4,\), \(8,\)\]"),
+        (two_inputs, {"a": X}, "Received: a dict without b"),
+        (two_inputs, {"a": X, "b": X[:, :4], "c": X}, "Received: a dict with c, which are none"),
+        (lambda: two_inputs(dict), {"a": X, "B": X[:, :4]}, "a dict without b and with B, which are none"),
+        (net, X[:, :5], r"\[\(8,\)\] a sample. Received: \[\(5,\)\]"),
+        (net, X[:0], "at least one sample"),
+        (net, iter([]), "at least one batch"),
+        (net, iter([X[:4], X[:4, :3]]), "batches of the same arrays"),
+        (net, tf.data.Dataset.from_tensors(X).repeat(), "end. Received: a data set that repeats"),
+        (net, {}, "names of the inputs"),
+        (net, [None], "at least one sample"),
+        (lambda: net(layers.Embedding(9, 4), layers.Flatten(), dtype="int32"), X, "hold whole numbers of int32"),
+    ],
+)
+def test_data_that_does_not_fit_is_named_before_anything_is_done(make, data, message, name, tmp_path, monkeypatch):
+    monkeypatch.setattr(_litert, "convert", lambda *args: pytest.fail("converted"))
+    with pytest.raises(ValueError, match=f"`{name}` must.*{message}"):
+        export.to_litert(make(), tmp_path / "m.tflite", **{name: data})
+
+
+def test_words_are_no_numbers(tmp_path):
+    with pytest.raises(TypeError, match="`check_data` must hold numbers"):
+        export.to_litert(net(), tmp_path / "m.tflite", check_data=np.full((4, 8), "x"))
+
+
+def test_numbers_that_are_not_finite_are_named_by_their_argument(tmp_path):
+    with pytest.raises(ValueError, match="`representative_data` must be finite"):
+        export.to_litert(net(), tmp_path / "m.tflite", representative_data=nan_at(40))
+    with pytest.raises(ValueError, match="`representative_data` must be finite"):
+        export.to_litert(net(), tmp_path / "m.tflite", representative_data=np.full((4, 8), 1e300))
+    with pytest.raises(RuntimeError, match="model gives NaN or infinite outputs on `check_data`"):
+        export.to_litert(net(layers.Dense(3)), tmp_path / "m.tflite", check_data=nan_at(3))
+    broken = net()
+    broken.layers[-1].bias.assign([np.nan] * 3)
+    with pytest.raises(RuntimeError, match="model gives NaN or infinite outputs on `representative_data`"):
+        export.to_litert(broken, tmp_path / "m.tflite", representative_data=X)
+
+
+def batches():
+    return (X[i : i + 60] for i in range(0, 300, 60))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        batches,
+        lambda: list(batches()),
+        lambda: tf.data.Dataset.from_tensor_slices((X, Y)).batch(64),
+        X.tolist,
+        lambda: tf.constant(X),
+    ],
+    ids=["generator", "list", "data set", "numbers", "tensor"],
+)
+@pytest.mark.parametrize("name", ["check_data", "representative_data"])
+def test_batches_are_taken_from_the_first_to_the_last(data, name, tmp_path):
+    assert export.to_litert(net(), tmp_path / "m.tflite", **{name: data()}).samples == 300
+
+
+def test_batches_of_several_inputs_are_joined_by_name(tmp_path):
+    data = tf.data.Dataset.from_tensor_slices({"a": X, "b": X[:, :4]}).batch(64)
+    for struct in (list, dict):
+        assert export.to_litert(two_inputs(struct), tmp_path / "m.tflite", check_data=data).samples == 300
+
+
+class Subclassed(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.out = layers.Dense(3)
+
+    def call(self, x):
+        return self.out(x)
+
+
+def test_a_subclassed_model_takes_streams_and_says_what_it_does_not_take(tmp_path):
+    model = Subclassed()
+    model(X)
+    assert export.to_litert(model, tmp_path / "m.tflite", check_data=batches()).samples == 300
+    assert export.to_litert(model, tmp_path / "m.tflite", representative_data=batches()).quantization == "int8"
+    with pytest.raises(ValueError, match=r"`check_data` must be inputs of .*join batches"):
+        export.to_litert(model, tmp_path / "m.tflite", check_data=list(batches()))
+    with pytest.raises(ValueError, match=r"`check_data` must be inputs of .*incompatible"):
+        export.to_litert(model, tmp_path / "m.tflite", check_data=X[:, :5])
+
+
+@pytest.mark.parametrize("dtype", ["int64", "float32", "uint8"])
+def test_tokens_of_another_type_are_taken_as_the_models(dtype, tmp_path):
+    model = net(layers.Embedding(9, 4), layers.Flatten(), layers.Dense(3), dtype="int32")
+    tokens = RNG.integers(0, 9, size=(64, 8)).astype(dtype)
+    assert export.to_litert(model, tmp_path / "m.tflite", check_data=tokens).agreement == 1.0
+    assert export.to_litert(model, tmp_path / "m.tflite", representative_data=tokens).quantization == "int8"
