@@ -2,6 +2,8 @@
 
 import dataclasses
 import gzip
+import math
+import numbers
 import os
 import pathlib
 import tempfile
@@ -93,18 +95,19 @@ def to_litert(
         io_dtype: "float32", "int8" or "uint8": type of the inputs and outputs of a file of integers.
         check_data: inputs to compare on, nested as the model takes them, of any number of samples. None is
             `representative_data`, or 8 seeded random samples of the model's input shapes.
-        tolerance: largest difference allowed, relative to the largest output (or to 1, if that is larger). None is 1e-3 for
-            float32, 1e-2 for float16, 0.1 for integers, and 0.3 for integers of a model that was not trained for them.
-        min_agreement: smallest share of rows with the same largest output, where there is `check_data` or
+        tolerance: largest difference allowed, relative to the largest number of each output, or to the range of its integers if
+            that is wider. None is 1e-3 for float32, 1e-2 for float16, 0.1 for integers, and 0.3 for integers whose ranges TensorFlow
+            measures on `representative_data`.
+        min_agreement: smallest share of rows with the same largest output, in [0, 1], for integers where there is `check_data` or
             `representative_data`.
 
     Returns:
         An `ExportReport`.
 
     Raises:
-        TypeError: if `model` is no Keras model.
+        TypeError: if `model` is no Keras model, or another argument of the wrong type.
         ValueError: if it is not built, its input shapes are not known and `check_data` is missing, an argument has another value,
-            or `representative_data` is missing where it is needed.
+            data does not fit the model, or `representative_data` is missing where it is needed.
         FileNotFoundError: if the folder does not exist.
         RuntimeError: if TensorFlow's converter refuses the model, the file's outputs are not the model's, or a file of integers
             has operators that compute on floats although "int8" or "int4" was asked for; nothing is left at `path`.
@@ -120,8 +123,11 @@ def to_litert(
     path = _checked_path(path)
     _check_choice("quantization", quantization, _MODES)
     _check_choice("io_dtype", io_dtype, ("float32", "int8", "uint8"))
-    if sparse not in (True, False, "auto"):
+    if not isinstance(sparse, bool) and not (isinstance(sparse, str) and sparse == "auto"):
         raise ValueError(f'`sparse` must be True, False or "auto". Received: sparse={sparse!r}.')
+    if tolerance is not None:
+        _check_number("tolerance", tolerance, math.inf)
+    _check_number("min_agreement", min_agreement, 1)
     given, data = model, None
     if representative_data is not None:
         data = _samples.check_inputs(model, representative_data, "representative_data", finite=True)
@@ -178,7 +184,7 @@ def to_onnx(
         model: a built Keras model, or a `QuantizedModel`; for a Distiller, its student.
         path: where to write. The folder must exist.
         check_data: inputs to compare on; see `to_litert`.
-        tolerance: largest difference allowed, relative to the largest output (or to 1, if that is larger).
+        tolerance: largest difference allowed, relative to the largest number of each output.
         opset: version of ONNX's operators.
 
     Returns:
@@ -198,6 +204,7 @@ def to_onnx(
         raise ImportError("ONNX files need tf2onnx and onnxruntime: pip install 'keras-kd[onnx]'") from error
     given = _checked_model(model)
     path = _checked_path(path)
+    _check_number("tolerance", tolerance, math.inf)
     name = "random inputs" if check_data is None else "`check_data`"
     inputs = _samples.random_inputs(given) if check_data is None else _samples.check_inputs(given, check_data, "check_data")
     in_float = _agreement.outputs_of(given, inputs, name)
@@ -271,6 +278,14 @@ def _checked_path(path: Any) -> pathlib.Path:
 def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ValueError(f"`{name}` must be one of {', '.join(choices)}. Received: {name}={value!r}.")
+
+
+def _check_number(name: str, value: Any, highest: float) -> None:
+    rule = "a number of 0 or more" if highest == math.inf else f"a number from 0 to {highest:g}"
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"`{name}` must be {rule}. Received: {name}={value!r} of type {type(value).__name__}.")
+    if not 0 <= float(value) <= highest:
+        raise ValueError(f"`{name}` must be {rule}. Received: {name}={value!r}.")
 
 
 def _prepared(model: keras.Model, quantization: str, data: Any) -> tuple[keras.Model, str, Any]:

@@ -249,3 +249,26 @@ def test_tokens_of_another_type_are_taken_as_the_models(dtype, tmp_path):
     tokens = RNG.integers(0, 9, size=(64, 8)).astype(dtype)
     assert export.to_litert(model, tmp_path / "m.tflite", check_data=tokens).agreement == 1.0
     assert export.to_litert(model, tmp_path / "m.tflite", representative_data=tokens).quantization == "int8"
+
+
+# Other arguments
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "error", "rule"),
+    [
+        *(("tolerance", value, ValueError, "a number of 0 or more") for value in (-0.1, np.nan)),
+        *(("tolerance", value, TypeError, "a number of 0 or more") for value in ("0.1", True, [0.1], 1j)),
+        *(("min_agreement", value, ValueError, "a number from 0 to 1") for value in (-0.1, 1.1, 90, np.nan)),
+        *(("min_agreement", value, TypeError, "a number from 0 to 1") for value in ("0.9", None, False, np.ones(1))),
+        *(("sparse", value, ValueError, "True, False or") for value in (1, None, np.ones(2), "yes")),
+    ],
+)
+def test_bounds_that_are_none_are_named(name, value, error, rule, tmp_path):
+    with pytest.raises(error, match=f"`{name}` must be {rule}.*Received: {name}="):
+        export.to_litert(net(), tmp_path / "m.tflite", **{name: value})
+
+
+@pytest.mark.parametrize("tolerance", [0.5, np.float32(0.5), 1, np.inf])
+def test_bounds_may_be_any_numbers(tolerance, tmp_path):
+    assert export.to_litert(net(), tmp_path / "m.tflite", tolerance=tolerance, min_agreement=1).agreement == 1.0
