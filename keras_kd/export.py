@@ -6,7 +6,6 @@ import math
 import numbers
 import os
 import pathlib
-import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_kd import _agreement, _litert, _samples
+from keras_kd import _agreement, _files, _litert, _samples
 from keras_kd.callbacks import Quantization
 from keras_kd.quantized import QuantizedModel
 from keras_kd.quantized.model import finalize_states, trained_with_rounding
@@ -96,8 +95,8 @@ def to_litert(
         check_data: inputs to compare on, nested as the model takes them, of any number of samples. None is
             `representative_data`, or 8 seeded random samples of the model's input shapes.
         tolerance: largest difference allowed, relative to the largest number of each output, or to the range of its integers if
-            that is wider. None is 1e-3 for float32, 1e-2 for float16, 0.1 for integers, and 0.3 for integers whose ranges TensorFlow
-            measures on `representative_data`.
+            that is wider. None is 1e-3 for float32, 1e-2 for float16, 0.1 for integers, and 0.3 for integers of a plain model
+            whose ranges TensorFlow measures on `representative_data`.
         min_agreement: smallest share of rows with the same largest output, in [0, 1], for integers where there is `check_data` or
             `representative_data`.
 
@@ -108,7 +107,7 @@ def to_litert(
         TypeError: if `model` is no Keras model, or another argument of the wrong type.
         ValueError: if it is not built, its input shapes are not known and `check_data` is missing, an argument has another value,
             data does not fit the model, or `representative_data` is missing where it is needed.
-        FileNotFoundError: if the folder does not exist.
+        OSError: if `path` lies in no folder, or cannot be written; what was there before still is.
         RuntimeError: if TensorFlow's converter refuses the model, the file's outputs are not the model's, or a file of integers
             has operators that compute on floats although "int8" or "int4" was asked for; nothing is left at `path`.
 
@@ -120,7 +119,7 @@ def to_litert(
     (1.0, True)
     """
     model = _checked_model(model)
-    path = _checked_path(path)
+    path = _files.checked_path(path)
     _check_choice("quantization", quantization, _MODES)
     _check_choice("io_dtype", io_dtype, ("float32", "int8", "uint8"))
     if not isinstance(sparse, bool) and not (isinstance(sparse, str) and sparse == "auto"):
@@ -162,7 +161,7 @@ def to_litert(
             f"(min_agreement={min_agreement:g}). Nothing was written. Train with callbacks.Quantization, or give more "
             "representative data."
         )
-    _write_atomically(path, content)
+    _files.write_atomically(path, content)
     opened = open_litert(content)
     dtypes = [tuple(np.dtype(d["dtype"]).name for d in ds) for ds in (opened.get_input_details(), opened.get_output_details())]
     return ExportReport(
@@ -194,7 +193,7 @@ def to_onnx(
         ImportError: if tf2onnx or onnxruntime is not installed.
         TypeError: if `model` is no Keras model.
         ValueError: if it is not built, or its input shapes are not known and `check_data` is missing.
-        FileNotFoundError: if the folder does not exist.
+        OSError: if `path` lies in no folder, or cannot be written; what was there before still is.
         RuntimeError: if the file's outputs are not the model's; nothing is left at `path`.
     """
     try:
@@ -203,7 +202,7 @@ def to_onnx(
     except ImportError as error:
         raise ImportError("ONNX files need tf2onnx and onnxruntime: pip install 'keras-kd[onnx]'") from error
     given = _checked_model(model)
-    path = _checked_path(path)
+    path = _files.checked_path(path)
     _check_number("tolerance", tolerance, math.inf)
     name = "random inputs" if check_data is None else "`check_data`"
     inputs = _samples.random_inputs(given) if check_data is None else _samples.check_inputs(given, check_data, "check_data")
@@ -221,7 +220,7 @@ def to_onnx(
     found = _agreement.as_floats(session.run(names, arrays))
     agreement = _agreement.check_close(expected, found, tolerance, name)
     to_float = None if isinstance(given, QuantizedModel) else _agreement.compare(in_float, found)
-    _write_atomically(path, content)
+    _files.write_atomically(path, content)
     operators: dict[str, int] = {}
     for node in made.graph.node:
         operators[node.op_type] = operators.get(node.op_type, 0) + 1
@@ -262,17 +261,6 @@ def _checked_model(model: Any) -> keras.Model:
     if not model.built:
         raise ValueError(f'`model` must be built. Received: the unbuilt model "{model.name}". Call it on a batch of data first.')
     return model
-
-
-def _checked_path(path: Any) -> pathlib.Path:
-    path = pathlib.Path(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f'`path` must lie in a folder that exists. Received: path="{path}". Create "{path.parent}" first.')
-    if path.is_dir():
-        raise IsADirectoryError(f'`path` must be a file. Received: path="{path}", a folder.')
-    if not os.access(path.parent, os.W_OK):
-        raise PermissionError(f'`path` must lie in a folder that can be written to. Received: path="{path}".')
-    return path
 
 
 def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
@@ -420,15 +408,3 @@ def _in_float32(model: keras.Model) -> keras.Model:
             "its config in float32. Build it with the float32 policy, and set the weights."
         ) from error
     return twin
-
-
-def _write_atomically(path: pathlib.Path, content: bytes) -> None:
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise

@@ -1,6 +1,9 @@
 """What a review found in files and their checks: each of these was wrong once."""
 
 import os
+import pathlib
+import resource
+import stat
 
 import keras
 import numpy as np
@@ -8,7 +11,7 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from keras_kd import _agreement, _litert, callbacks, export
+from keras_kd import _agreement, _files, _litert, callbacks, export
 
 RNG = np.random.default_rng(0)
 X, Y = RNG.normal(size=(300, 8)).astype("float32"), RNG.integers(0, 3, size=300)
@@ -272,3 +275,70 @@ def test_bounds_that_are_none_are_named(name, value, error, rule, tmp_path):
 @pytest.mark.parametrize("tolerance", [0.5, np.float32(0.5), 1, np.inf])
 def test_bounds_may_be_any_numbers(tolerance, tmp_path):
     assert export.to_litert(net(), tmp_path / "m.tflite", tolerance=tolerance, min_agreement=1).agreement == 1.0
+
+
+# Places
+
+
+def test_places_where_no_file_can_be_are_named_before_anything_is_done(tmp_path, monkeypatch):
+    monkeypatch.setattr(_litert, "convert", lambda *args: pytest.fail("converted"))
+    (tmp_path / "file").touch()
+    (tmp_path / "away").symlink_to(tmp_path / "nowhere" / "m.tflite")
+    os.mkfifo(tmp_path / "pipe")
+    for path, error in {
+        tmp_path / "nowhere" / "m.tflite": FileNotFoundError,
+        tmp_path / "file" / "m.tflite": FileNotFoundError,
+        tmp_path / "away": FileNotFoundError,
+        tmp_path: IsADirectoryError,
+        "": IsADirectoryError,
+        tmp_path / "pipe": ValueError,
+        "/dev/null": ValueError,
+        3: TypeError,
+        None: TypeError,
+        b"m.tflite": TypeError,
+    }.items():
+        with pytest.raises(error, match="`path` must"):
+            export.to_litert(net(), path)
+    assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_cannot_be_written_to_is_named(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(PermissionError, match="`path` must lie in a folder that can be written to"):
+        export.to_litert(net(), tmp_path / "m.tflite")
+
+
+def test_a_disk_that_is_full_leaves_what_was_there(tmp_path):
+    path = tmp_path / "m.tflite"
+    path.write_bytes(b"old")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        with pytest.raises(OSError, match="100,000 bytes were not written") as caught:
+            _files.write_atomically(path, bytes(100_000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert caught.value.filename == str(path)
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["m.tflite"]
+
+
+def test_an_interrupt_while_writing_leaves_nothing(tmp_path, monkeypatch):
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        _files.write_atomically(tmp_path / "m.tflite", b"new")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_link_stays_one_and_new_files_have_the_rights_of_other_files(tmp_path):
+    (tmp_path / "link").symlink_to("there.tflite")
+    export.to_litert(net(), tmp_path / "link")
+    (tmp_path / "other").touch()
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "there.tflite").stat().st_mode == (tmp_path / "other").stat().st_mode
+    assert sorted(os.listdir(tmp_path)) == ["link", "other", "there.tflite"]
+    assert export.to_litert(net(), pathlib.Path(tmp_path, "x" * 250)).size
