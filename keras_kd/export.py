@@ -7,7 +7,7 @@ import numbers
 import os
 import pathlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -35,7 +35,8 @@ class ExportReport:
             by ranges of its training, or that this library measured, those of the `QuantizedModel` that the integers should equal.
         agreement: share of rows in which the largest output of these is the same, in [0, 1]; 1.0 for single-valued outputs.
         samples: number of samples that were compared.
-        quantization: "float32", "float16", "dynamic", "int8" or "int4"; "onnx" for ONNX files.
+        quantization: "float32", "float16", "dynamic", "int8" or "int4"; "onnx" for ONNX files. Files of "int8" and "int4" are
+            integers but for `float_operators`.
         sparse: whether zeros are left out of the file.
         input_dtypes: types of the inputs.
         output_dtypes: types of the outputs.
@@ -86,8 +87,9 @@ def to_litert(
         path: where to write. The folder must exist.
         quantization: "float32"; "float16": weights of half precision; "dynamic": int8 kernels, floats between the layers; "int8":
             integers throughout; "int4": the same with kernels of 4 bits. "auto": int8 (or what its bits are) for a
-            `QuantizedModel` and for a model whose weights are still those that training with `callbacks.Quantization` left;
-            int8 where there is `representative_data`; float32 otherwise.
+            `QuantizedModel`, for a model with `QuantizedModel`s inside, and for a model whose weights are still those that training
+            with `callbacks.Quantization` left; int8 where there is `representative_data`; float32 otherwise. What cannot be
+            integers stays in float then, as the report's `float_operators` say; "int8" and "int4" refuse it.
         representative_data: inputs that ranges are measured on, for "int8" and "int4" of a model that was not trained for it.
         sparse: whether the file leaves out zeros; "auto" does where a third of the kernels' weights or more is zero and the
             file becomes smaller.
@@ -98,7 +100,7 @@ def to_litert(
             that is wider. None is 1e-3 for float32, 1e-2 for float16, 0.1 for integers, and 0.3 for integers of a plain model
             whose ranges TensorFlow measures on `representative_data`.
         min_agreement: smallest share of rows with the same largest output, in [0, 1], for integers where there is `check_data` or
-            `representative_data`.
+            `representative_data`; without training, also of those in which the plain model gives it.
 
     Returns:
         An `ExportReport`.
@@ -109,7 +111,7 @@ def to_litert(
             data does not fit the model, or `representative_data` is missing where it is needed.
         OSError: if `path` lies in no folder, or cannot be written; what was there before still is.
         RuntimeError: if TensorFlow's converter refuses the model, the file's outputs are not the model's, or a file of integers
-            has operators that compute on floats although "int8" or "int4" was asked for; nothing is left at `path`.
+            has operators that compute on floats although "int8" or "int4" was asked for, or no others; nothing is left at `path`.
 
     Example:
 
@@ -137,7 +139,7 @@ def to_litert(
     else:
         inputs = data if real else _samples.random_inputs(model)
     in_float = _agreement.outputs_of(model, inputs, name)  # before all that takes time: it may not take these inputs
-    model, mode, measured = _prepared(model, quantization, data)
+    model, mode, measured, after_training = _prepared(model, quantization, data)
     if io_dtype != "float32" and mode not in ("int8", "int4"):
         raise ValueError(
             f'`io_dtype` must be "float32" for a file of floats. Received: io_dtype="{io_dtype}", quantization="{mode}".'
@@ -151,13 +153,19 @@ def to_litert(
             f"Not all of the file is integers: {', '.join(floats)} compute on floats. Nothing was written. Take layers that can "
             'be quantised, or quantization="auto", which lets the others be.'
         )
+    if mode in ("int8", "int4") and not {"QUANTIZE", "DEQUANTIZE"} & operators.keys() and floats:
+        raise RuntimeError(
+            f"Nothing in the file is integers: {', '.join(floats)} compute on floats. Nothing was written. Give "
+            '`representative_data` as `check_data`, and take quantization="float32", "float16" or "dynamic".'
+        )
     tolerance = _TOLERANCES["int8 after training" if measured is not None else mode] if tolerance is None else tolerance
     found = _agreement.as_floats(run_litert(content, inputs))
     agreement = _agreement.check_close(expected, found, tolerance, name, _litert.output_ranges(content))
     to_float = None if isinstance(given, QuantizedModel) else _agreement.compare(in_float, found)
-    if real and mode in ("int8", "int4") and agreement.same < min_agreement:
+    same = min(agreement.same, to_float.same) if to_float is not None and after_training else agreement.same
+    if real and mode in ("int8", "int4") and same < min_agreement:
         raise RuntimeError(
-            f"The file gives the model's class in {agreement.same:.1%} of {_samples.count(inputs)} samples "
+            f"The file gives the model's class in {same:.1%} of {_samples.count(inputs)} samples "
             f"(min_agreement={min_agreement:g}). Nothing was written. Train with callbacks.Quantization, or give more "
             "representative data."
         )
@@ -276,20 +284,36 @@ def _check_number(name: str, value: Any, highest: float) -> None:
         raise ValueError(f"`{name}` must be {rule}. Received: {name}={value!r}.")
 
 
-def _prepared(model: keras.Model, quantization: str, data: Any) -> tuple[keras.Model, str, Any]:
-    """The model to convert, what its file is to be, and the data on which the converter measures ranges, if it does."""
+class _Prepared(NamedTuple):
+    """What the converter gets.
+
+    Attributes:
+        model: the model to convert.
+        mode: what its file is to be.
+        measured: data on which the converter measures ranges, if it does.
+        after_training: whether the model was quantised here, without training.
+    """
+
+    model: keras.Model
+    mode: str
+    measured: Any = None
+    after_training: bool = False
+
+
+def _prepared(model: keras.Model, quantization: str, data: Any) -> _Prepared:
+    parts = _integers_of_parts(model)
+    after_training = False
     if quantization in ("auto", "int8", "int4") and not isinstance(model, QuantizedModel):
-        bits = {"int8": 8, "int4": 4}.get(quantization)
         trained = trained_with_rounding(model)
-        if trained is not None and (bits is None or _integers_of(trained) == quantization):
+        if trained is not None and quantization in ("auto", _integers_of(trained)):
             model = trained
-        elif bits is not None and data is None:
+        elif quantization != "auto" and data is None and quantization != parts:
             raise ValueError(
                 f'quantization="{quantization}" needs `representative_data`, or a model that was trained with '
                 f'callbacks.Quantization. Received: the plain model "{model.name}".'
             )
-        elif bits == 4:
-            model = Quantization(4, calibration_data=data).quantize(model)
+        elif quantization == "int4" and parts is None:
+            model, after_training = _quantized(model, 4, data), True
     if isinstance(model, QuantizedModel):
         found = _integers_of(model)
         if quantization not in ("auto", found):
@@ -297,12 +321,31 @@ def _prepared(model: keras.Model, quantization: str, data: Any) -> tuple[keras.M
                 f'What "{model.name}" rounds makes a file of {found}. Received: quantization="{quantization}". Take "auto", or '
                 "export the plain model inside, `model.model`."
             )
-        return model.with_rounded_kernels() if found == "dynamic" else model, found, None
+        return _Prepared(model.with_rounded_kernels() if found == "dynamic" else model, found, None, after_training)
     if quantization == "auto":
-        quantization = "float32" if data is None else "int8"
-    if quantization == "int8" and _has_loops(model):  # TensorFlow's own measuring of ranges crashes the process there
-        return Quantization(calibration_data=data).quantize(model), "int8", None
-    return model, quantization, data if quantization == "int8" else None
+        quantization = (parts or "float32") if data is None else "int8"
+    if quantization != "int8" or data is None:
+        return _Prepared(model, quantization)
+    if _has_loops(model):  # TensorFlow's own measuring of ranges crashes the process there
+        return _Prepared(_quantized(model, 8, data), "int8", None, True)
+    return _Prepared(model, "int8", data, True)
+
+
+def _quantized(model: keras.Model, bits: int, data: Any) -> QuantizedModel:
+    try:
+        return Quantization(bits, calibration_data=data).quantize(model)
+    except ValueError as error:
+        raise ValueError(
+            f'`representative_data` asks for a file of integers, which "{model.name}" cannot become: {error} Give it as '
+            '`check_data`, and take quantization="float32", "float16" or "dynamic".'
+        ) from error
+
+
+def _integers_of_parts(model: keras.Model) -> str | None:
+    """What the quantised models inside of a plain one ask for; None if there are none."""
+    parts = [layer for layer in model._flatten_layers(include_self=False) if isinstance(layer, QuantizedModel)]
+    found = set() if isinstance(model, QuantizedModel) else {_integers_of(part) for part in parts}
+    return "int8" if len(found) > 1 else next(iter(found), None)
 
 
 def _has_loops(model: keras.Model) -> bool:

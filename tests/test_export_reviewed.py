@@ -99,6 +99,16 @@ def test_outputs_of_another_shape_are_no_agreement():
         _agreement.compare([np.zeros((2, 3))], [np.zeros((2, 1))])
 
 
+def test_four_bits_without_training_must_agree_with_the_plain_model_too(tmp_path, monkeypatch):
+    model = far_from_float(net())
+    options = {"representative_data": X, "quantization": "int4"}
+    report = export.to_litert(model, tmp_path / "m.tflite", min_agreement=0.0, **options)
+    between = (report.float_agreement + report.agreement) / 2
+    assert report.float_agreement < between < report.agreement
+    with pytest.raises(RuntimeError, match=f"model's class in {report.float_agreement:.1%} of 300 samples"):
+        export.to_litert(model, tmp_path / "m.tflite", min_agreement=between, **options)
+
+
 # Running in parts
 
 
@@ -252,6 +262,57 @@ def test_tokens_of_another_type_are_taken_as_the_models(dtype, tmp_path):
     tokens = RNG.integers(0, 9, size=(64, 8)).astype(dtype)
     assert export.to_litert(model, tmp_path / "m.tflite", check_data=tokens).agreement == 1.0
     assert export.to_litert(model, tmp_path / "m.tflite", representative_data=tokens).quantization == "int8"
+
+
+# What is integers
+
+
+def around(quantized, *after):
+    inputs = keras.Input((8,))
+    x = quantized(inputs)
+    for layer in after:
+        x = layer(x)
+    return keras.Model(inputs, x)
+
+
+@pytest.mark.parametrize(("options", "mode"), [({}, "int8"), ({"num_bits": 4}, "int4")])
+def test_a_model_around_a_quantised_one_becomes_integers(options, mode, tmp_path):
+    model = around(callbacks.Quantization(calibration_data=X, **options).quantize(net()))
+    for quantization in ("auto", mode):
+        report = export.to_litert(model, tmp_path / "m.tflite", quantization=quantization, check_data=X)
+        assert (report.quantization, report.float_operators) == (mode, ())
+        assert report.operators == {"QUANTIZE": 1, "FULLY_CONNECTED": 2, "DEQUANTIZE": 1}
+        assert report.agreement > 0.99
+    assert export.to_litert(model, tmp_path / "m.tflite", quantization="float32").quantization == "float32"
+
+
+def test_layers_around_a_quantised_model_stay_in_float_and_are_named(tmp_path):
+    model = around(callbacks.Quantization(calibration_data=X).quantize(net()), layers.Activation("elu"), layers.Dense(3))
+    report = export.to_litert(model, tmp_path / "m.tflite", check_data=X)
+    assert report.quantization == "int8"
+    assert set(report.float_operators) == {"ELU", "FULLY_CONNECTED"}
+    with pytest.raises(RuntimeError, match="Not all of the file is integers"):
+        export.to_litert(model, tmp_path / "m.tflite", quantization="int8")
+    kernels = around(callbacks.Quantization(activation_bits=None).quantize(net()))
+    assert export.to_litert(kernels, tmp_path / "m.tflite").quantization == "dynamic"
+
+
+@pytest.mark.parametrize("quantization", ["auto", "int8", "int4"])
+def test_a_model_of_which_nothing_can_be_integers_is_told_what_it_can_be(quantization, tmp_path):
+    with pytest.raises(ValueError, match=r'`representative_data` asks for a file of integers.*lstm.*"float32", "float16"'):
+        export.to_litert(
+            net(layers.LSTM(3, name="lstm"), shape=(8, 1)),
+            tmp_path / "m.tflite",
+            quantization=quantization,
+            representative_data=X[..., None],
+        )
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_file_without_integers_is_not_called_int8(tmp_path):
+    with pytest.raises(RuntimeError, match="Nothing in the file is integers: ELU compute"):
+        export.to_litert(net(layers.Activation("elu")), tmp_path / "m.tflite", representative_data=X)
+    assert os.listdir(tmp_path) == []
 
 
 # Other arguments
