@@ -4,6 +4,7 @@ import collections
 import contextlib
 import functools
 import io
+import logging
 import re
 import tempfile
 import warnings
@@ -94,10 +95,15 @@ def _call_without_scope(model: keras.Model, inputs: Any) -> Any:
 
 @contextlib.contextmanager
 def quiet_tensorflow() -> Iterator[None]:
-    """Keeps TensorFlow from saying where the temporary files lie, and that ranges need no data set."""
-    logger = tf.get_logger()
+    """Keeps TensorFlow from saying where the temporary files lie, and that ranges need no data set.
+
+    It logs through absl, which calls `logging.basicConfig` where the root logger has no handler: a user's own would do nothing
+    afterwards. So it has one meanwhile.
+    """
+    logger, handler = tf.get_logger(), logging.NullHandler()
     level = logger.level
     logger.setLevel("ERROR")
+    logging.getLogger().addHandler(handler)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.filterwarnings("ignore", "Statistics for quantized inputs were expected")
@@ -105,6 +111,7 @@ def quiet_tensorflow() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
+        logging.getLogger().removeHandler(handler)
 
 
 def run(interpreter: Any, arrays: list[np.ndarray], rows: int = 128) -> list[np.ndarray]:

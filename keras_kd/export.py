@@ -200,9 +200,10 @@ def to_onnx(
     Raises:
         ImportError: if tf2onnx or onnxruntime is not installed.
         TypeError: if `model` is no Keras model.
-        ValueError: if it is not built, or its input shapes are not known and `check_data` is missing.
+        ValueError: if it is not built, its input shapes are not known and `check_data` is missing, or an argument has another
+            value.
         OSError: if `path` lies in no folder, or cannot be written; what was there before still is.
-        RuntimeError: if the file's outputs are not the model's; nothing is left at `path`.
+        RuntimeError: if tf2onnx refuses the model, or the file's outputs are not the model's; nothing is left at `path`.
     """
     try:
         import onnxruntime
@@ -212,20 +213,23 @@ def to_onnx(
     given = _checked_model(model)
     path = _files.checked_path(path)
     _check_number("tolerance", tolerance, math.inf)
+    if isinstance(opset, bool) or not isinstance(opset, numbers.Integral) or opset < 7:
+        raise ValueError(f"`opset` must be a whole number of 7 or more. Received: opset={opset!r}.")
     name = "random inputs" if check_data is None else "`check_data`"
     inputs = _samples.random_inputs(given) if check_data is None else _samples.check_inputs(given, check_data, "check_data")
     in_float = _agreement.outputs_of(given, inputs, name)
     model = _in_float32(given)
     expected = in_float if model is given else _agreement.outputs_of(model, inputs, name)
-    function, specs = _litert.serving_function(model, inputs, None)
-    with _litert.quiet_tensorflow():
-        made, _ = tf2onnx.convert.from_function(_positional(function, specs), input_signature=list(specs.values()), opset=opset)
+    function, specs = _litert.serving_function(model, inputs, _samples.fixed_batch_size(model))
+    signature = list(specs.values())
+    try:
+        with _litert.quiet_tensorflow():
+            made, _ = tf2onnx.convert.from_function(_positional(function, specs), input_signature=signature, opset=int(opset))
+    except Exception as error:
+        raise RuntimeError(f'tf2onnx refuses "{model.name}". Nothing was written. It says: {error}') from error
     content = made.SerializeToString()
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    types = {entry.name: entry.type for entry in session.get_inputs()}
-    arrays = {spec: array.astype(_onnx_dtype(types[spec])) for spec, array in zip(specs, keras.tree.flatten(inputs), strict=True)}
-    names = sorted((entry.name for entry in session.get_outputs()), key=lambda name: int(name.split("_")[1].split(":")[0]))
-    found = _agreement.as_floats(session.run(names, arrays))
+    found = _agreement.as_floats(_run_onnx(session, list(specs), keras.tree.flatten(inputs)))
     agreement = _agreement.check_close(expected, found, tolerance, name)
     to_float = None if isinstance(given, QuantizedModel) else _agreement.compare(in_float, found)
     _files.write_atomically(path, content)
@@ -419,6 +423,20 @@ def _sparsity(model: keras.Model) -> float:
 
 def _positional(function: Any, specs: dict[str, Any]) -> Any:
     return tf.function(lambda *tensors: function(**dict(zip(specs, tensors, strict=True))))
+
+
+def _run_onnx(session: Any, names: list[str], arrays: list[np.ndarray], rows: int = 128) -> list[np.ndarray]:
+    """Runs an ONNX file, some samples at a time."""
+    entries = {entry.name: entry for entry in session.get_inputs()}
+    size = next((entry.shape[0] for entry in entries.values() if isinstance(entry.shape[0], int)), None)
+    count, rows = len(arrays[0]), size or rows
+    whole = [_samples.whole_batches(array, size) if size else array for array in arrays]
+    outputs = sorted((entry.name for entry in session.get_outputs()), key=lambda name: int(name.split("_")[1].split(":")[0]))
+    parts = []
+    for start in range(0, count, rows):
+        batch = {name: array[start : start + rows] for name, array in zip(names, whole, strict=True)}
+        parts.append(session.run(outputs, {name: part.astype(_onnx_dtype(entries[name].type)) for name, part in batch.items()}))
+    return [np.concatenate(output)[:count] for output in zip(*parts, strict=True)]
 
 
 def _onnx_dtype(name: str) -> str:

@@ -1,5 +1,6 @@
 """What a review found in files and their checks: each of these was wrong once."""
 
+import logging
 import os
 import pathlib
 import resource
@@ -403,3 +404,50 @@ def test_a_link_stays_one_and_new_files_have_the_rights_of_other_files(tmp_path)
     assert (tmp_path / "there.tflite").stat().st_mode == (tmp_path / "other").stat().st_mode
     assert sorted(os.listdir(tmp_path)) == ["link", "other", "there.tflite"]
     assert export.to_litert(net(), pathlib.Path(tmp_path, "x" * 250)).size
+
+
+# What is left behind
+
+
+def test_logging_is_as_before(tmp_path, monkeypatch):
+    monkeypatch.setattr(logging.root, "handlers", [])
+    before = (tf.get_logger().level, logging.root.level)
+    export.to_litert(net(), tmp_path / "m.tflite")
+    assert logging.root.handlers == []  # else a `logging.basicConfig` of the user's does nothing
+    assert (tf.get_logger().level, logging.root.level) == before
+
+
+# ONNX
+
+
+def onnx_net():
+    pytest.importorskip("tf2onnx")
+    pytest.importorskip("onnxruntime")
+    return net()
+
+
+@pytest.mark.parametrize("path", ["", "/dev/null", "/nowhere/m.onnx", None])
+def test_onnx_files_have_the_same_places(path):
+    with pytest.raises((OSError, TypeError, ValueError), match="`path` must"):
+        export.to_onnx(onnx_net(), path)
+
+
+@pytest.mark.parametrize("opset", [3, "17", True, 17.5])
+def test_an_opset_that_is_none_is_named(opset, tmp_path):
+    with pytest.raises(ValueError, match="`opset` must be a whole number"):
+        export.to_onnx(onnx_net(), tmp_path / "m.onnx", opset=opset)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_onnx_files_are_run_in_parts_and_refused_in_whole(tmp_path):
+    model = onnx_net()
+    report = export.to_onnx(model, tmp_path / "m.onnx", check_data=X)
+    assert (report.samples, report.agreement) == (300, 1.0)
+    assert report.float_difference == report.max_difference
+    fixed = keras.Sequential([keras.Input(batch_shape=(4, 8)), layers.Dense(3)])
+    assert export.to_onnx(fixed, tmp_path / "m.onnx", check_data=X[:6]).samples == 6
+    with pytest.raises(ValueError, match="`check_data` must have the shapes"):
+        export.to_onnx(model, tmp_path / "n.onnx", check_data=X[:, :3])
+    with pytest.raises(RuntimeError, match="tf2onnx refuses"):
+        export.to_onnx(model, tmp_path / "n.onnx", opset=99)
+    assert os.listdir(tmp_path) == ["m.onnx"]
