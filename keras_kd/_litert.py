@@ -15,6 +15,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_kd._outputs import shapes_agree
 from keras_kd._samples import fixed_batch_size, whole_batches
 from keras_kd.quantized import QuantizedModel
 
@@ -121,10 +122,14 @@ def run(interpreter: Any, arrays: list[np.ndarray], rows: int = 128) -> list[np.
         interpreter: of the file.
         arrays: inputs in the order of the model.
         rows: samples at a time, of files with a free batch size: memory does not grow with their number.
+
+    Raises:
+        ValueError: if the arrays are not those that the file takes.
     """
     runner = interpreter.get_signature_runner("serving_default")
     details, outputs_by_name = runner.get_input_details(), runner.get_output_details()
     names = [f"input_{index}" for index in range(len(arrays))]
+    _check_arrays(interpreter, arrays, [details.get(name) for name in names])
     fixed = [int(detail["shape_signature"][0]) for detail in interpreter.get_input_details() if len(detail["shape_signature"])]
     size = next((length for length in fixed if length > 0), None)
     found: list[dict[str, np.ndarray]] = []
@@ -138,6 +143,19 @@ def run(interpreter: Any, arrays: list[np.ndarray], rows: int = 128) -> list[np.
         found.append({name: np.array(value[:count] if size else value) for name, value in runner(**given).items()})
     joined = {name: np.concatenate([part[name] for part in found]) for name in found[0]}
     return [_from_border(joined[f"output_{i}"], outputs_by_name[f"output_{i}"]) for i in range(len(joined))]
+
+
+def _check_arrays(interpreter: Any, arrays: list[np.ndarray], details: list[Any]) -> None:
+    tensors = {detail["index"]: detail for detail in interpreter.get_input_details()}
+    signatures = [tensors[detail["index"]]["shape_signature"] for detail in details if detail is not None]
+    wanted = [tuple(None if length == -1 else int(length) for length in signature)[1:] for signature in signatures]
+    fit = len(arrays) == len(tensors) == len(wanted) and all(map(shapes_agree, [array.shape[1:] for array in arrays], wanted))
+    if not fit or len({len(array) for array in arrays}) != 1 or not len(arrays[0]):
+        shapes = [tuple(int(n) for n in detail["shape_signature"]) for detail in tensors.values()]
+        raise ValueError(
+            f"`inputs` must be what the file takes, as many samples of each and at least one: {len(shapes)} of shapes {shapes}, "
+            f"where -1 is any length. Received: arrays of shapes {[array.shape for array in arrays]}."
+        )
 
 
 def _to_border(array: np.ndarray, detail: dict[str, Any]) -> np.ndarray:

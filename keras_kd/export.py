@@ -254,6 +254,9 @@ def run_litert(file: str | os.PathLike[str] | bytes, inputs: Any, *, threads: in
 
     Returns:
         The outputs in `keras.tree.flatten` order of the Keras model's; floats, also where the file gives integers.
+
+    Raises:
+        ValueError: if the inputs are not those that the file takes.
     """
     return _litert.run(open_litert(file, threads=threads), [np.asarray(array) for array in keras.tree.flatten(inputs)])
 

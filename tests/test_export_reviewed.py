@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from keras_kd import _agreement, _files, _litert, callbacks, export
+from keras_kd import _agreement, _files, _litert, callbacks, export, profile
 
 RNG = np.random.default_rng(0)
 X, Y = RNG.normal(size=(300, 8)).astype("float32"), RNG.integers(0, 3, size=300)
@@ -156,6 +156,23 @@ def test_a_fixed_batch_size_takes_any_number_of_samples(name, batch, count, tmp_
     np.testing.assert_allclose(
         found, inputs @ model.layers[-1].kernel.numpy() + model.layers[-1].bias.numpy(), atol=1e-5 if name == "check_data" else 0.1
     )
+
+
+def test_a_file_of_a_fixed_batch_size_is_profiled(tmp_path):
+    model = keras.Sequential([keras.Input(batch_shape=(4, 8)), layers.Dense(3)])
+    report = export.to_litert(model, tmp_path / "m.tflite")
+    assert export.open_litert(report.path).get_input_details()[0]["shape"].tolist() == [4, 8]
+    assert profile.profile(model, report.path, runs=2).latency.median > 0
+
+
+@pytest.mark.parametrize("x", [X[:0], X[:, :3], [X, X], [], 3.0])
+def test_a_file_says_what_it_takes(x, tmp_path):
+    path = export.to_litert(net(), tmp_path / "m.tflite").path
+    with pytest.raises(ValueError, match=r"`inputs` must be what the file takes.*1 of shapes \[\(-1, 8\)\].*Received: arrays of"):
+        export.run_litert(path, x)
+    path = export.to_litert(two_inputs(), tmp_path / "m.tflite").path
+    with pytest.raises(ValueError, match="as many samples of each"):
+        export.run_litert(path, [X, X[:3, :4]])
 
 
 # Data
