@@ -4,6 +4,7 @@ import collections
 import contextlib
 import functools
 import io
+import logging
 import re
 import tempfile
 import warnings
@@ -14,6 +15,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_kd._outputs import shapes_agree
+from keras_kd._samples import fixed_batch_size, whole_batches
 from keras_kd.quantized import QuantizedModel
 
 # Operations on shapes, and those that turn numbers into integers or back at the border.
@@ -21,7 +24,7 @@ _NEUTRAL = {"QUANTIZE", "DEQUANTIZE", "SHAPE", "DELEGATE"}
 
 
 def convert(model: keras.Model, inputs: Any, configure: Callable[[Any], None]) -> bytes:
-    """Converts for any batch size, or where the converter cannot, for one sample.
+    """Converts for the model's own batch size or any, or where the converter cannot, for one sample.
 
     Args:
         model: a built model.
@@ -31,11 +34,12 @@ def convert(model: keras.Model, inputs: Any, configure: Callable[[Any], None]) -
     Raises:
         RuntimeError: if the converter refuses the model.
     """
+    fixed = fixed_batch_size(model)
     try:
-        return convert_for(model, inputs, None, configure)
+        return convert_for(model, inputs, fixed, configure)
     except Exception as error:
         try:
-            return convert_for(model, inputs, 1, configure)
+            return convert_for(model, inputs, fixed or 1, configure)
         except Exception:
             reason = next((line for line in str(error).splitlines() if line.strip()), "")
             raise RuntimeError(f'TensorFlow\'s converter refuses "{model.name}". Nothing was written. It says: {reason}') from error
@@ -92,10 +96,15 @@ def _call_without_scope(model: keras.Model, inputs: Any) -> Any:
 
 @contextlib.contextmanager
 def quiet_tensorflow() -> Iterator[None]:
-    """Keeps TensorFlow from saying where the temporary files lie, and that ranges need no data set."""
-    logger = tf.get_logger()
+    """Keeps TensorFlow from saying where the temporary files lie, and that ranges need no data set.
+
+    It logs through absl, which calls `logging.basicConfig` where the root logger has no handler: a user's own would do nothing
+    afterwards. So it has one meanwhile.
+    """
+    logger, handler = tf.get_logger(), logging.NullHandler()
     level = logger.level
     logger.setLevel("ERROR")
+    logging.getLogger().addHandler(handler)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.filterwarnings("ignore", "Statistics for quantized inputs were expected")
@@ -103,20 +112,50 @@ def quiet_tensorflow() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
+        logging.getLogger().removeHandler(handler)
 
 
-def run(interpreter: Any, arrays: list[np.ndarray]) -> list[np.ndarray]:
-    """Runs a file on inputs of any number of samples; integers at its border stand for floats."""
+def run(interpreter: Any, arrays: list[np.ndarray], rows: int = 128) -> list[np.ndarray]:
+    """Runs a file on inputs of any number of samples; integers at its border stand for floats.
+
+    Args:
+        interpreter: of the file.
+        arrays: inputs in the order of the model.
+        rows: samples at a time, of files with a free batch size: memory does not grow with their number.
+
+    Raises:
+        ValueError: if the arrays are not those that the file takes.
+    """
     runner = interpreter.get_signature_runner("serving_default")
     details, outputs_by_name = runner.get_input_details(), runner.get_output_details()
     names = [f"input_{index}" for index in range(len(arrays))]
-    given = {name: _to_border(array, details[name]) for name, array in zip(names, arrays, strict=True)}
-    one_by_one = any(detail["shape_signature"][0] == 1 for detail in interpreter.get_input_details())
-    batches = [{name: given[name][i : i + 1] for name in names} for i in range(len(arrays[0]))] if one_by_one else [given]
-    # Copies: what the runner gives may be views of memory that goes with the interpreter.
-    found = [{name: np.array(value) for name, value in runner(**batch).items()} for batch in batches]
+    _check_arrays(interpreter, arrays, [details.get(name) for name in names])
+    fixed = [int(detail["shape_signature"][0]) for detail in interpreter.get_input_details() if len(detail["shape_signature"])]
+    size = next((length for length in fixed if length > 0), None)
+    found: list[dict[str, np.ndarray]] = []
+    for start in range(0, len(arrays[0]), size or rows):
+        parts = [array[start : start + (size or rows)] for array in arrays]
+        count = len(parts[0])
+        if size and count < size:  # the last one of a file with a fixed batch size
+            parts = [whole_batches(part, size) for part in parts]
+        given = {name: _to_border(part, details[name]) for name, part in zip(names, parts, strict=True)}
+        # Copies: what the runner gives may be views of memory that goes with the interpreter.
+        found.append({name: np.array(value[:count] if size else value) for name, value in runner(**given).items()})
     joined = {name: np.concatenate([part[name] for part in found]) for name in found[0]}
     return [_from_border(joined[f"output_{i}"], outputs_by_name[f"output_{i}"]) for i in range(len(joined))]
+
+
+def _check_arrays(interpreter: Any, arrays: list[np.ndarray], details: list[Any]) -> None:
+    tensors = {detail["index"]: detail for detail in interpreter.get_input_details()}
+    signatures = [tensors[detail["index"]]["shape_signature"] for detail in details if detail is not None]
+    wanted = [tuple(None if length == -1 else int(length) for length in signature)[1:] for signature in signatures]
+    fit = len(arrays) == len(tensors) == len(wanted) and all(map(shapes_agree, [array.shape[1:] for array in arrays], wanted))
+    if not fit or len({len(array) for array in arrays}) != 1 or not len(arrays[0]):
+        shapes = [tuple(int(n) for n in detail["shape_signature"]) for detail in tensors.values()]
+        raise ValueError(
+            f"`inputs` must be what the file takes, as many samples of each and at least one: {len(shapes)} of shapes {shapes}, "
+            f"where -1 is any length. Received: arrays of shapes {[array.shape for array in arrays]}."
+        )
 
 
 def _to_border(array: np.ndarray, detail: dict[str, Any]) -> np.ndarray:
@@ -164,3 +203,24 @@ def operators(content: bytes, arrays: Any = None) -> tuple[dict[str, int], tuple
         if "f" in touched and operator["op_name"] not in _NEUTRAL:
             floats[operator["op_name"]] = None
     return dict(found), tuple(floats)
+
+
+def output_ranges(content: bytes) -> list[float]:
+    """Widths of the ranges that a file's integers have for its outputs, in the order of the model's; 0 for outputs of floats."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_content=content, experimental_op_resolver_type=_plain_resolver())
+    outputs = interpreter.get_signature_runner("serving_default").get_output_details()
+    tensors = {detail["index"]: detail for detail in interpreter.get_tensor_details()}
+    sources = {
+        int(operator["outputs"][0]): int(operator["inputs"][0])
+        for operator in interpreter._get_ops_details()
+        if operator["op_name"] == "DEQUANTIZE"
+    }
+    widths = []
+    for i in range(len(outputs)):
+        index = outputs[f"output_{i}"]["index"]
+        detail = tensors[sources.get(index, index)]
+        is_byte = np.dtype(detail["dtype"]).itemsize == 1
+        widths.append(255 * float(detail["quantization"][0]) if is_byte else 0.0)
+    return widths

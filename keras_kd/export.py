@@ -2,17 +2,18 @@
 
 import dataclasses
 import gzip
+import math
+import numbers
 import os
 import pathlib
-import tempfile
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_kd import _litert
+from keras_kd import _agreement, _files, _litert, _samples
 from keras_kd.callbacks import Quantization
 from keras_kd.quantized import QuantizedModel
 from keras_kd.quantized.model import finalize_states, trained_with_rounding
@@ -30,15 +31,20 @@ class ExportReport:
         path: the file.
         size: its length in bytes.
         gzip_size: its length in bytes after gzip.
-        max_difference: largest absolute difference between the file's outputs and the model's.
-        agreement: share of rows in which the largest output is the same, in [0, 1]; 1.0 for single-valued outputs.
+        max_difference: largest absolute difference between the file's outputs and the model's; for a plain model that is quantised
+            by ranges of its training, or that this library measured, those of the `QuantizedModel` that the integers should equal.
+        agreement: share of rows in which the largest output of these is the same, in [0, 1]; 1.0 for single-valued outputs.
         samples: number of samples that were compared.
-        quantization: "float32", "float16", "dynamic", "int8" or "int4"; "onnx" for ONNX files.
+        quantization: "float32", "float16", "dynamic", "int8" or "int4"; "onnx" for ONNX files. Files of "int8" and "int4" are
+            integers but for `float_operators`.
         sparse: whether zeros are left out of the file.
         input_dtypes: types of the inputs.
         output_dtypes: types of the outputs.
         operators: how often each operator occurs.
         float_operators: operators that compute on floats.
+        float_difference: largest absolute difference between the file's outputs and those of the plain model that was handed over,
+            as it computes in Keras: what quantising changes; None for a `QuantizedModel`.
+        float_agreement: share of rows in which the largest output of these is the same; None for a `QuantizedModel`.
     """
 
     path: pathlib.Path
@@ -53,6 +59,8 @@ class ExportReport:
     output_dtypes: tuple[str, ...] = ()
     operators: dict[str, int] = dataclasses.field(default_factory=dict)
     float_operators: tuple[str, ...] = ()
+    float_difference: float | None = None
+    float_agreement: float | None = None
 
 
 def to_litert(
@@ -71,36 +79,39 @@ def to_litert(
 
     The file appears at `path` whole or not at all: it is run in the LiteRT interpreter on `check_data`, and written only if its
     outputs are the model's and it is what was asked for. Models of other precisions (mixed_float16, float64) are exported, and
-    compared, in float32. Recurrent layers keep the converter from a free batch size: their files take one sample at a time.
+    compared, in float32. A file takes any number of samples at a time; that of a model with a batch size of its own takes so many.
+    Recurrent layers keep the converter from a free batch size: their files take one sample at a time.
 
     Args:
         model: a built Keras model, or a `QuantizedModel`; for a Distiller, its student.
         path: where to write. The folder must exist.
         quantization: "float32"; "float16": weights of half precision; "dynamic": int8 kernels, floats between the layers; "int8":
             integers throughout; "int4": the same with kernels of 4 bits. "auto": int8 (or what its bits are) for a
-            `QuantizedModel` and for a model whose weights are still those that training with `callbacks.Quantization` left;
-            int8 where there is `representative_data`; float32 otherwise.
+            `QuantizedModel`, for a model with `QuantizedModel`s inside, and for a model whose weights are still those that training
+            with `callbacks.Quantization` left; int8 where there is `representative_data`; float32 otherwise. What cannot be
+            integers stays in float then, as the report's `float_operators` say; "int8" and "int4" refuse it.
         representative_data: inputs that ranges are measured on, for "int8" and "int4" of a model that was not trained for it.
         sparse: whether the file leaves out zeros; "auto" does where a third of the kernels' weights or more is zero and the
             file becomes smaller.
         io_dtype: "float32", "int8" or "uint8": type of the inputs and outputs of a file of integers.
         check_data: inputs to compare on, nested as the model takes them, of any number of samples. None is
             `representative_data`, or 8 seeded random samples of the model's input shapes.
-        tolerance: largest difference allowed, relative to the largest output (or to 1, if that is larger). None is 1e-3 for
-            float32, 1e-2 for float16, 0.1 for integers, and 0.3 for integers of a model that was not trained for them.
-        min_agreement: smallest share of rows with the same largest output, where there is `check_data` or
-            `representative_data`.
+        tolerance: largest difference allowed, relative to the largest number of each output, or to the range of its integers if
+            that is wider. None is 1e-3 for float32, 1e-2 for float16, 0.1 for integers, and 0.3 for integers of a plain model
+            whose ranges TensorFlow measures on `representative_data`.
+        min_agreement: smallest share of rows with the same largest output, in [0, 1], for integers where there is `check_data` or
+            `representative_data`; without training, also of those in which the plain model gives it.
 
     Returns:
         An `ExportReport`.
 
     Raises:
-        TypeError: if `model` is no Keras model.
+        TypeError: if `model` is no Keras model, or another argument of the wrong type.
         ValueError: if it is not built, its input shapes are not known and `check_data` is missing, an argument has another value,
-            or `representative_data` is missing where it is needed.
-        FileNotFoundError: if the folder does not exist.
+            data does not fit the model, or `representative_data` is missing where it is needed.
+        OSError: if `path` lies in no folder, or cannot be written; what was there before still is.
         RuntimeError: if TensorFlow's converter refuses the model, the file's outputs are not the model's, or a file of integers
-            has operators that compute on floats although "int8" or "int4" was asked for; nothing is left at `path`.
+            has operators that compute on floats although "int8" or "int4" was asked for, or no others; nothing is left at `path`.
 
     Example:
 
@@ -110,43 +121,61 @@ def to_litert(
     (1.0, True)
     """
     model = _checked_model(model)
-    path = _checked_path(path)
+    path = _files.checked_path(path)
     _check_choice("quantization", quantization, _MODES)
     _check_choice("io_dtype", io_dtype, ("float32", "int8", "uint8"))
-    if sparse not in (True, False, "auto"):
+    if not isinstance(sparse, bool) and not (isinstance(sparse, str) and sparse == "auto"):
         raise ValueError(f'`sparse` must be True, False or "auto". Received: sparse={sparse!r}.')
-    data = None if representative_data is None else _check_inputs(model, representative_data, "representative_data")
-    if data is not None and getattr(model, "inputs", None):  # the converter casts nothing
-        arrays = [a.astype(t.dtype) for a, t in zip(keras.tree.flatten(data), model.inputs, strict=True)]
-        data = keras.tree.pack_sequence_as(data, arrays)
-    model, mode, measured = _prepared(model, quantization, data)
+    if tolerance is not None:
+        _check_number("tolerance", tolerance, math.inf)
+    _check_number("min_agreement", min_agreement, 1)
+    given, data = model, None
+    if representative_data is not None:
+        data = _samples.check_inputs(model, representative_data, "representative_data", finite=True)
+    real = check_data is not None or data is not None
+    name = "`check_data`" if check_data is not None else "`representative_data`" if real else "random inputs"
+    if check_data is not None:
+        inputs = _samples.check_inputs(model, check_data, "check_data")
+    else:
+        inputs = data if real else _samples.random_inputs(model)
+    in_float = _agreement.outputs_of(model, inputs, name)  # before all that takes time: it may not take these inputs
+    model, mode, measured, after_training = _prepared(model, quantization, data)
     if io_dtype != "float32" and mode not in ("int8", "int4"):
         raise ValueError(
             f'`io_dtype` must be "float32" for a file of floats. Received: io_dtype="{io_dtype}", quantization="{mode}".'
         )
     model = _in_float32(model)
-    real = check_data is not None or data is not None
-    inputs = _random_inputs(model) if not real else data if check_data is None else _check_inputs(model, check_data)
-    content, is_sparse = _smallest(model, inputs, _options(mode, measured, io_dtype), sparse)
+    expected = in_float if model is given else _agreement.outputs_of(model, inputs, name)
+    content, is_sparse = _smallest(model, inputs, _options(mode, measured, io_dtype, _samples.fixed_batch_size(model) or 1), sparse)
     operators, floats = _litert.operators(content, keras.tree.flatten(inputs))
     if quantization in ("int8", "int4") and floats:
         raise RuntimeError(
             f"Not all of the file is integers: {', '.join(floats)} compute on floats. Nothing was written. Take layers that can "
             'be quantised, or quantization="auto", which lets the others be.'
         )
-    tolerance = _TOLERANCES["int8 after training" if measured is not None else mode] if tolerance is None else tolerance
-    difference, agreement = _compare(model, run_litert(content, inputs), inputs, tolerance)
-    if real and mode in ("int8", "int4") and agreement < min_agreement:
+    if mode in ("int8", "int4") and not {"QUANTIZE", "DEQUANTIZE"} & operators.keys() and floats:
         raise RuntimeError(
-            f"The file gives the model's class in {agreement:.1%} of {_samples(inputs)} samples (min_agreement={min_agreement:g}). "
-            "Nothing was written. Train with callbacks.Quantization, or give more representative data."
+            f"Nothing in the file is integers: {', '.join(floats)} compute on floats. Nothing was written. Give "
+            '`representative_data` as `check_data`, and take quantization="float32", "float16" or "dynamic".'
         )
-    _write_atomically(path, content)
+    tolerance = _TOLERANCES["int8 after training" if measured is not None else mode] if tolerance is None else tolerance
+    found = _agreement.as_floats(run_litert(content, inputs))
+    agreement = _agreement.check_close(expected, found, tolerance, name, _litert.output_ranges(content))
+    to_float = None if isinstance(given, QuantizedModel) else _agreement.compare(in_float, found)
+    same = min(agreement.same, to_float.same) if to_float is not None and after_training else agreement.same
+    if real and mode in ("int8", "int4") and same < min_agreement:
+        raise RuntimeError(
+            f"The file gives the model's class in {same:.1%} of {_samples.count(inputs)} samples "
+            f"(min_agreement={min_agreement:g}). Nothing was written. Train with callbacks.Quantization, or give more "
+            "representative data."
+        )
+    _files.write_atomically(path, content)
     opened = open_litert(content)
     dtypes = [tuple(np.dtype(d["dtype"]).name for d in ds) for ds in (opened.get_input_details(), opened.get_output_details())]
-    sizes = len(content), len(gzip.compress(content, 9))
     return ExportReport(
-        path, *sizes, difference, agreement, _samples(inputs), mode, is_sparse, dtypes[0], dtypes[1], operators, floats
+        *(path, len(content), len(gzip.compress(content, 9)), agreement.difference, agreement.same, _samples.count(inputs)),
+        *(mode, is_sparse, dtypes[0], dtypes[1], operators, floats),
+        *((None, None) if to_float is None else (to_float.difference, to_float.same)),
     )
 
 
@@ -162,7 +191,7 @@ def to_onnx(
         model: a built Keras model, or a `QuantizedModel`; for a Distiller, its student.
         path: where to write. The folder must exist.
         check_data: inputs to compare on; see `to_litert`.
-        tolerance: largest difference allowed, relative to the largest output (or to 1, if that is larger).
+        tolerance: largest difference allowed, relative to the largest number of each output.
         opset: version of ONNX's operators.
 
     Returns:
@@ -171,34 +200,48 @@ def to_onnx(
     Raises:
         ImportError: if tf2onnx or onnxruntime is not installed.
         TypeError: if `model` is no Keras model.
-        ValueError: if it is not built, or its input shapes are not known and `check_data` is missing.
-        FileNotFoundError: if the folder does not exist.
-        RuntimeError: if the file's outputs are not the model's; nothing is left at `path`.
+        ValueError: if it is not built, its input shapes are not known and `check_data` is missing, or an argument has another
+            value.
+        OSError: if `path` lies in no folder, or cannot be written; what was there before still is.
+        RuntimeError: if tf2onnx refuses the model, or the file's outputs are not the model's; nothing is left at `path`.
     """
     try:
         import onnxruntime
         import tf2onnx
     except ImportError as error:
         raise ImportError("ONNX files need tf2onnx and onnxruntime: pip install 'keras-kd[onnx]'") from error
-    model = _in_float32(_checked_model(model))
-    path = _checked_path(path)
-    inputs = _random_inputs(model) if check_data is None else _check_inputs(model, check_data)
-    function, specs = _litert.serving_function(model, inputs, None)
-    with _litert.quiet_tensorflow():
-        made, _ = tf2onnx.convert.from_function(_positional(function, specs), input_signature=list(specs.values()), opset=opset)
+    given = _checked_model(model)
+    path = _files.checked_path(path)
+    _check_number("tolerance", tolerance, math.inf)
+    if isinstance(opset, bool) or not isinstance(opset, numbers.Integral) or opset < 7:
+        raise ValueError(f"`opset` must be a whole number of 7 or more. Received: opset={opset!r}.")
+    name = "random inputs" if check_data is None else "`check_data`"
+    inputs = _samples.random_inputs(given) if check_data is None else _samples.check_inputs(given, check_data, "check_data")
+    in_float = _agreement.outputs_of(given, inputs, name)
+    model = _in_float32(given)
+    expected = in_float if model is given else _agreement.outputs_of(model, inputs, name)
+    function, specs = _litert.serving_function(model, inputs, _samples.fixed_batch_size(model))
+    signature = list(specs.values())
+    try:
+        with _litert.quiet_tensorflow():
+            made, _ = tf2onnx.convert.from_function(_positional(function, specs), input_signature=signature, opset=int(opset))
+    except Exception as error:
+        raise RuntimeError(f'tf2onnx refuses "{model.name}". Nothing was written. It says: {error}') from error
     content = made.SerializeToString()
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    arrays = [np.asarray(array) for array in keras.tree.flatten(inputs)]
-    types = {entry.name: entry.type for entry in session.get_inputs()}
-    given = {name: array.astype(_onnx_dtype(types[name])) for name, array in zip(specs, arrays, strict=True)}
-    names = sorted((entry.name for entry in session.get_outputs()), key=lambda name: int(name.split("_")[1].split(":")[0]))
-    difference, agreement = _compare(model, session.run(names, given), inputs, tolerance)
-    _write_atomically(path, content)
+    found = _agreement.as_floats(_run_onnx(session, list(specs), keras.tree.flatten(inputs)))
+    agreement = _agreement.check_close(expected, found, tolerance, name)
+    to_float = None if isinstance(given, QuantizedModel) else _agreement.compare(in_float, found)
+    _files.write_atomically(path, content)
     operators: dict[str, int] = {}
     for node in made.graph.node:
         operators[node.op_type] = operators.get(node.op_type, 0) + 1
-    sizes = len(content), len(gzip.compress(content, 9))
-    return ExportReport(path, *sizes, difference, agreement, _samples(inputs), "onnx", operators=operators)
+    return ExportReport(
+        *(path, len(content), len(gzip.compress(content, 9)), agreement.difference, agreement.same, _samples.count(inputs), "onnx"),
+        operators=operators,
+        float_difference=None if to_float is None else to_float.difference,
+        float_agreement=None if to_float is None else to_float.same,
+    )
 
 
 def run_litert(file: str | os.PathLike[str] | bytes, inputs: Any, *, threads: int = 1) -> list[np.ndarray]:
@@ -211,6 +254,9 @@ def run_litert(file: str | os.PathLike[str] | bytes, inputs: Any, *, threads: in
 
     Returns:
         The outputs in `keras.tree.flatten` order of the Keras model's; floats, also where the file gives integers.
+
+    Raises:
+        ValueError: if the inputs are not those that the file takes.
     """
     return _litert.run(open_litert(file, threads=threads), [np.asarray(array) for array in keras.tree.flatten(inputs)])
 
@@ -232,36 +278,49 @@ def _checked_model(model: Any) -> keras.Model:
     return model
 
 
-def _checked_path(path: Any) -> pathlib.Path:
-    path = pathlib.Path(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f'`path` must lie in a folder that exists. Received: path="{path}". Create "{path.parent}" first.')
-    if path.is_dir():
-        raise IsADirectoryError(f'`path` must be a file. Received: path="{path}", a folder.')
-    if not os.access(path.parent, os.W_OK):
-        raise PermissionError(f'`path` must lie in a folder that can be written to. Received: path="{path}".')
-    return path
-
-
 def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ValueError(f"`{name}` must be one of {', '.join(choices)}. Received: {name}={value!r}.")
 
 
-def _prepared(model: keras.Model, quantization: str, data: Any) -> tuple[keras.Model, str, Any]:
-    """The model to convert, what its file is to be, and the data on which the converter measures ranges, if it does."""
+def _check_number(name: str, value: Any, highest: float) -> None:
+    rule = "a number of 0 or more" if highest == math.inf else f"a number from 0 to {highest:g}"
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"`{name}` must be {rule}. Received: {name}={value!r} of type {type(value).__name__}.")
+    if not 0 <= float(value) <= highest:
+        raise ValueError(f"`{name}` must be {rule}. Received: {name}={value!r}.")
+
+
+class _Prepared(NamedTuple):
+    """What the converter gets.
+
+    Attributes:
+        model: the model to convert.
+        mode: what its file is to be.
+        measured: data on which the converter measures ranges, if it does.
+        after_training: whether the model was quantised here, without training.
+    """
+
+    model: keras.Model
+    mode: str
+    measured: Any = None
+    after_training: bool = False
+
+
+def _prepared(model: keras.Model, quantization: str, data: Any) -> _Prepared:
+    parts = _integers_of_parts(model)
+    after_training = False
     if quantization in ("auto", "int8", "int4") and not isinstance(model, QuantizedModel):
-        bits = {"int8": 8, "int4": 4}.get(quantization)
         trained = trained_with_rounding(model)
-        if trained is not None and (bits is None or _integers_of(trained) == quantization):
+        if trained is not None and quantization in ("auto", _integers_of(trained)):
             model = trained
-        elif bits is not None and data is None:
+        elif quantization != "auto" and data is None and quantization != parts:
             raise ValueError(
                 f'quantization="{quantization}" needs `representative_data`, or a model that was trained with '
                 f'callbacks.Quantization. Received: the plain model "{model.name}".'
             )
-        elif bits == 4:
-            model = Quantization(4, calibration_data=data).quantize(model)
+        elif quantization == "int4" and parts is None:
+            model, after_training = _quantized(model, 4, data), True
     if isinstance(model, QuantizedModel):
         found = _integers_of(model)
         if quantization not in ("auto", found):
@@ -269,12 +328,31 @@ def _prepared(model: keras.Model, quantization: str, data: Any) -> tuple[keras.M
                 f'What "{model.name}" rounds makes a file of {found}. Received: quantization="{quantization}". Take "auto", or '
                 "export the plain model inside, `model.model`."
             )
-        return model.with_rounded_kernels() if found == "dynamic" else model, found, None
+        return _Prepared(model.with_rounded_kernels() if found == "dynamic" else model, found, None, after_training)
     if quantization == "auto":
-        quantization = "float32" if data is None else "int8"
-    if quantization == "int8" and _has_loops(model):  # TensorFlow's own measuring of ranges crashes the process there
-        return Quantization(calibration_data=data).quantize(model), "int8", None
-    return model, quantization, data if quantization == "int8" else None
+        quantization = (parts or "float32") if data is None else "int8"
+    if quantization != "int8" or data is None:
+        return _Prepared(model, quantization)
+    if _has_loops(model):  # TensorFlow's own measuring of ranges crashes the process there
+        return _Prepared(_quantized(model, 8, data), "int8", None, True)
+    return _Prepared(model, "int8", data, True)
+
+
+def _quantized(model: keras.Model, bits: int, data: Any) -> QuantizedModel:
+    try:
+        return Quantization(bits, calibration_data=data).quantize(model)
+    except ValueError as error:
+        raise ValueError(
+            f'`representative_data` asks for a file of integers, which "{model.name}" cannot become: {error} Give it as '
+            '`check_data`, and take quantization="float32", "float16" or "dynamic".'
+        ) from error
+
+
+def _integers_of_parts(model: keras.Model) -> str | None:
+    """What the quantised models inside of a plain one ask for; None if there are none."""
+    parts = [layer for layer in model._flatten_layers(include_self=False) if isinstance(layer, QuantizedModel)]
+    found = set() if isinstance(model, QuantizedModel) else {_integers_of(part) for part in parts}
+    return "int8" if len(found) > 1 else next(iter(found), None)
 
 
 def _has_loops(model: keras.Model) -> bool:
@@ -294,7 +372,7 @@ def _integers_of(model: QuantizedModel) -> str:
     return "int4" if plan.bits and max(plan.bits.values()) <= 4 else "int8"
 
 
-def _options(mode: str, data: Any, io_dtype: str) -> Callable[[Any], None]:
+def _options(mode: str, data: Any, io_dtype: str, batch: int) -> Callable[[Any], None]:
     """A function that sets the converter's options."""
 
     def configure(converter: Any) -> None:
@@ -304,11 +382,11 @@ def _options(mode: str, data: Any, io_dtype: str) -> Callable[[Any], None]:
         if mode == "float16":
             converter.target_spec.supported_types = [tf.float16]
         if data is not None:
-            arrays = [np.asarray(array) for array in keras.tree.flatten(data)]
+            arrays = [_samples.whole_batches(array, batch) for array in keras.tree.flatten(data)]
 
             def samples() -> Any:
-                for i in range(min(len(arrays[0]), 500)):
-                    yield {f"input_{index}": array[i : i + 1] for index, array in enumerate(arrays)}
+                for i in range(0, min(len(arrays[0]), 500), batch):
+                    yield {f"input_{index}": array[i : i + batch] for index, array in enumerate(arrays)}
 
             converter.representative_dataset = samples
         if io_dtype != "float32":
@@ -346,12 +424,22 @@ def _sparsity(model: keras.Model) -> float:
     return sum(int(np.sum(kernel == 0)) for kernel in kernels) / max(sum(kernel.size for kernel in kernels), 1)
 
 
-def _samples(inputs: Any) -> int:
-    return len(keras.tree.flatten(inputs)[0])
-
-
 def _positional(function: Any, specs: dict[str, Any]) -> Any:
     return tf.function(lambda *tensors: function(**dict(zip(specs, tensors, strict=True))))
+
+
+def _run_onnx(session: Any, names: list[str], arrays: list[np.ndarray], rows: int = 128) -> list[np.ndarray]:
+    """Runs an ONNX file, some samples at a time."""
+    entries = {entry.name: entry for entry in session.get_inputs()}
+    size = next((entry.shape[0] for entry in entries.values() if isinstance(entry.shape[0], int)), None)
+    count, rows = len(arrays[0]), size or rows
+    whole = [_samples.whole_batches(array, size) if size else array for array in arrays]
+    outputs = sorted((entry.name for entry in session.get_outputs()), key=lambda name: int(name.split("_")[1].split(":")[0]))
+    parts = []
+    for start in range(0, count, rows):
+        batch = {name: array[start : start + rows] for name, array in zip(names, whole, strict=True)}
+        parts.append(session.run(outputs, {name: part.astype(_onnx_dtype(entries[name].type)) for name, part in batch.items()}))
+    return [np.concatenate(output)[:count] for output in zip(*parts, strict=True)]
 
 
 def _onnx_dtype(name: str) -> str:
@@ -384,67 +472,3 @@ def _in_float32(model: keras.Model) -> keras.Model:
             "its config in float32. Build it with the float32 policy, and set the weights."
         ) from error
     return twin
-
-
-def _check_inputs(model: keras.Model, data: Any, name: str = "check_data") -> Any:
-    """Data as arrays, in the order of the model's inputs."""
-    if isinstance(data, dict) and getattr(model, "inputs", None) and not isinstance(getattr(model, "_inputs_struct", None), dict):
-        data = [data[tensor.name] for tensor in model.inputs]
-    try:
-        data = keras.tree.map_structure(np.asarray, data)
-    except Exception:
-        data = np.empty(0, dtype=object)
-    arrays = keras.tree.flatten(data)
-    if not arrays or any(array.ndim == 0 or len(array) == 0 or array.dtype == object for array in arrays):
-        raise ValueError(
-            f"`{name}` must be an array of samples, or arrays nested as the model takes them, with at least one sample. "
-            f"Received: shapes {[array.shape for array in arrays]}."
-        )
-    return data
-
-
-def _random_inputs(model: keras.Model) -> Any:
-    if not getattr(model, "inputs", None):
-        raise ValueError(
-            f'The input shapes of the subclassed model "{model.name}" are not known. Pass check_data=: a few samples of its inputs.'
-        )
-    rng = np.random.default_rng(0)
-    arrays = []
-    for tensor in model.inputs:
-        shape = (8, *(length or 8 for length in tensor.shape[1:]))
-        is_float = keras.backend.is_float_dtype(tensor.dtype)
-        arrays.append((rng.normal(size=shape) if is_float else rng.integers(0, 2, shape)).astype(tensor.dtype))
-    return keras.tree.pack_sequence_as(model._inputs_struct, arrays) if hasattr(model, "_inputs_struct") else arrays[0]
-
-
-def _compare(model: keras.Model, found: list[np.ndarray], inputs: Any, tolerance: float) -> tuple[float, float]:
-    """Largest difference and agreement of a file's outputs with the model's; raises if they differ too much."""
-    expected = [np.asarray(output, "float64") for output in keras.tree.flatten(model.predict(inputs, verbose=0))]
-    found = [np.asarray(output, "float64") for output in found]
-    for outputs, whose in ((expected, "model"), (found, "file")):
-        if not all(np.all(np.isfinite(output)) for output in outputs):
-            raise RuntimeError(f"The {whose} gives NaN or infinite outputs on `check_data`. Nothing was written.")
-    difference, agreement = 0.0, 1.0
-    for want, got in zip(expected, found, strict=True):
-        difference = max(difference, float(np.max(np.abs(want - got))))
-        if want.ndim > 1 and want.shape[-1] > 1:
-            agreement = min(agreement, float(np.mean(want.argmax(-1) == got.argmax(-1))))
-    scale = max(1.0, *(float(np.max(np.abs(want))) for want in expected))
-    if not difference <= tolerance * scale:
-        raise RuntimeError(
-            f"The file does not compute what the model computes: the largest difference is {difference:.3g} for outputs of "
-            f"up to {scale:.3g} (tolerance={tolerance:g}), the same class in {agreement:.1%}. Nothing was written."
-        )
-    return difference, agreement
-
-
-def _write_atomically(path: pathlib.Path, content: bytes) -> None:
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise

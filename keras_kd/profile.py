@@ -84,7 +84,7 @@ class Profile:
         keras_latency: of the model's inference compiled by `tf.function`.
         size: bytes of the file.
         gzip_size: bytes of the file after gzip.
-        latency: of the file in the LiteRT interpreter.
+        latency: of the file in the LiteRT interpreter, for one sample, or one batch of a file with a batch size of its own.
     """
 
     parameters: int
@@ -305,7 +305,7 @@ def _timed(once: Callable[[], Any], threads: int, runs: int, warmup: int) -> Lat
 def measure_latency(
     file: str | os.PathLike[str] | bytes, *, data: Any = None, threads: int = 1, runs: int = 200, warmup: int = 20
 ) -> Latency:
-    """Times single inferences of one sample in the LiteRT interpreter.
+    """Times single inferences of one sample in the LiteRT interpreter; of one batch, if the file has a batch size of its own.
 
     Args:
         file: a LiteRT file, or its content.
@@ -337,11 +337,12 @@ def measure_latency(
 
 
 def _border_arrays(interpreter: Any, details: list[dict[str, Any]], arrays: list[np.ndarray]) -> list[np.ndarray]:
-    """What the file takes, in its order and types."""
+    """What the file takes, in its order and types; the sample as often as a batch size of its own asks for."""
     named = interpreter.get_signature_runner("serving_default").get_input_details()
     by_index = {named[f"input_{i}"]["index"]: array for i, array in enumerate(arrays) if f"input_{i}" in named}
     wanted = [tuple(None if n == -1 else int(n) for n in detail["shape_signature"]) for detail in details]
     given = [by_index.get(detail["index"], np.empty(0)) for detail in details]
+    given = [np.repeat(array, shape[0] or 1, axis=0) if shape else array for array, shape in zip(given, wanted, strict=True)]
     if len(arrays) != len(details) or not _fit([array.shape for array in given], wanted):
         raise ValueError(
             f"The LiteRT file must take the model's inputs. Received: inputs of shapes {[array.shape for array in arrays]}, a file "

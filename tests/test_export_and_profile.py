@@ -8,7 +8,7 @@ import pytest
 from keras import layers
 
 import keras_kd
-from keras_kd import _litert, export, profile
+from keras_kd import _litert, _samples, export, profile
 from tests.conftest import classifier
 
 
@@ -142,7 +142,7 @@ def test_recurrent_models_are_exported_for_single_samples_and_run_on_many(layer,
 
 def test_token_models_are_checked_on_different_tokens(tmp_path):
     model = keras.Sequential([keras.Input((6,), dtype="int32"), layers.Embedding(9, 4), layers.Flatten(), layers.Dense(3)])
-    assert len(np.unique(export._random_inputs(model), axis=0)) > 1
+    assert len(np.unique(_samples.random_inputs(model), axis=0)) > 1
     assert export.to_litert(model, tmp_path / "m.tflite").agreement == 1.0
 
 
