@@ -12,6 +12,9 @@ import tensorflow as tf
 
 from keras_kd.callbacks._kernels import Kernel
 
+# Zeros of an earlier fit count as those of the schedule up to here: with a threshold, weights may have shrunk below it since then.
+_NEARLY_DONE = 1.05
+
 Update = Callable[[Any, list[Any]], tuple[Any, Callable[[], list[Any]]]]
 
 
@@ -23,8 +26,8 @@ class Group:
         update: function of `(step, weights)` that returns whether the masks change at this step, and a function that makes them.
             None: they stay as they began.
         begin_step: the step before which nothing is masked; from then on, weights that are zero when a `fit` begins stay zero.
-        settled_step: the step from which on there are zeros if this pruned before: where there are none, the first masks are
-            made at once, and not at the schedule's next turn, if there is one. None: never.
+        settled_step: the step from which on there are zeros if this pruned before: where many of them are missing, the first masks
+            are made at once, and not at the schedule's next turn, if there is one. None: never.
     """
 
     def __init__(self, kernels: list[Kernel], update: Update | None, begin_step: int = 0, settled_step: int | None = None) -> None:
@@ -67,9 +70,10 @@ class Group:
         weights = self._weights()
         turn, make = (False, None) if self.update is None else self.update(tf.constant(step, tf.int64), weights)
         with self.strategy.scope():
-            overdue = self.settled_step is not None and step > self.settled_step and all(_is_dense(weight) for weight in weights)
-            if make is not None and (bool(turn) or overdue):
-                masks = make()
+            overdue = self.settled_step is not None and step > self.settled_step
+            made = make() if make is not None and (bool(turn) or overdue) else None
+            if made is not None and (bool(turn) or _zeros(made) > _NEARLY_DONE * _zeros(weights)):
+                masks = made
             elif step > self.begin_step or self.update is None:
                 masks = [tf.cast(tf.not_equal(weight, 0), weight.dtype) for weight in weights]
             else:
@@ -188,8 +192,8 @@ def clear_stale(model: keras.Model, fit: Any) -> None:
             constraint = constraint.former
 
 
-def _is_dense(weight: Any) -> bool:
-    return bool(tf.reduce_all(tf.not_equal(weight, 0)))
+def _zeros(tensors: list[Any]) -> int:
+    return sum(int(tf.math.count_nonzero(tf.equal(tensor, 0))) for tensor in tensors)
 
 
 def masking_groups(variable: Any) -> list[Group]:

@@ -508,3 +508,22 @@ def test_validation_with_averaged_weights_sees_the_zeros():
 def test_a_threshold_in_a_dict_is_no_pattern_either():
     with pytest.raises(ValueError, match="goes with neither"):
         callbacks.Pruning({layers.Dense: schedules.Threshold(0.1)}, sparsity_m_by_n=(2, 4))
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [schedules.Threshold(0.1, end_step=0), schedules.PolynomialDecay(0.0, 0.5, 0, 2), schedules.ConstantSparsity(0.5, 0, 2)],
+)
+def test_a_few_zeros_do_not_pass_for_a_schedule_that_ended_before_the_fit(schedule):
+    model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(40, name="d"), keras.layers.Dense(2)])
+    model.compile("sgd", "mse")
+    x, y = np.zeros((32, 6), "float32"), np.zeros((32, 2), "float32")
+    model.fit(x, y, batch_size=4, verbose=0)
+    kernel, bias = model.get_layer("d").get_weights()
+    kernel[0, 0] = 0.0
+    model.get_layer("d").set_weights([kernel, bias])
+    model.fit(x, y, verbose=0, callbacks=[keras_kd.callbacks.Pruning(schedule, layers="d")])
+    after = np.asarray(model.get_layer("d").kernel)
+    assert np.mean(after == 0) > 0.25
+    model.fit(x, y, verbose=0, callbacks=[keras_kd.callbacks.Pruning(schedule, layers="d")])
+    assert np.array_equal(np.asarray(model.get_layer("d").kernel) == 0, after == 0)
