@@ -1,13 +1,12 @@
 """What computes as integers would? A Keras model around another one, to be evaluated, saved, loaded and exported."""
 
 import contextlib
-import hashlib
 import weakref
 from typing import Any
 
 import keras
-import numpy as np
 
+from keras_kd.quantized._epochs import Epochs
 from keras_kd.quantized._plan import Plan
 from keras_kd.quantized._rounding import Ranges, Rounding
 
@@ -157,28 +156,21 @@ def finalize_states(model: keras.Model) -> None:
         getattr(layer, "finalize_state", lambda: None)()
 
 
-_TRAINED: "weakref.WeakKeyDictionary[keras.Model, tuple[Plan, np.ndarray, set[str], str]]" = weakref.WeakKeyDictionary()
+_TRAINED: "weakref.WeakKeyDictionary[keras.Model, tuple[Plan, Epochs]]" = weakref.WeakKeyDictionary()
 
 
-def remember(model: keras.Model, rounding: Rounding) -> None:
+def remember(model: keras.Model, plan: Plan, epochs: Epochs) -> None:
     """Keeps, for as long as the model lives, the ranges that its weights were trained with."""
-    limits = keras.ops.convert_to_numpy(rounding.ranges.limits)
     with contextlib.suppress(TypeError):  # models of users that cannot be keys
-        _TRAINED[model] = (rounding.plan, limits, set(rounding.equal), _fingerprint(model))
+        _TRAINED[model] = plan, epochs
 
 
 def trained_with_rounding(model: keras.Model) -> QuantizedModel | None:
-    """The quantised model of a plain one, if its weights are still those that training with rounding left."""
-    found = _TRAINED.get(model)
-    if found is None or found[3] != _fingerprint(model):
+    """The quantised model of a plain one, if its weights are those that an epoch of training with rounding left."""
+    plan, epochs = _TRAINED.get(model, (None, None))
+    epoch = epochs.find(model) if epochs is not None else None
+    if plan is None or epoch is None:
         return None
-    quantized = QuantizedModel(copy_model(model), found[0], found[2])
-    quantized.ranges.limits.assign(found[1])
+    quantized = QuantizedModel(copy_model(model), plan, epoch.equal)
+    quantized.ranges.limits.assign(epoch.limits)
     return quantized
-
-
-def _fingerprint(model: keras.Model) -> str:
-    digest = hashlib.blake2b()
-    for weight in model.get_weights():
-        digest.update(np.ascontiguousarray(weight).tobytes())
-    return digest.hexdigest()

@@ -1,0 +1,200 @@
+"""What a second review found in the callback `Quantization` and its models: each of these was wrong once."""
+
+import contextlib
+import gc
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+
+import keras_kd
+from keras_kd import callbacks, export
+from tests.conftest import KilledError
+
+RNG = np.random.default_rng(0)
+X, Y = RNG.normal(size=(64, 8)).astype("float32"), RNG.integers(0, 3, size=64)
+LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+def net(*parts, shape=(8,)):
+    return keras.Sequential([keras.Input(shape), *(parts or (layers.Dense(8, activation="relu"), layers.Dense(3)))])
+
+
+def compiled(model=None, rate=0.1, **options):
+    model = net() if model is None else model
+    model.compile(keras.optimizers.SGD(rate, **options), LOSS)
+    return model
+
+
+def fit(model, *given, x=X, **options):
+    return model.fit(x, Y, **{"batch_size": 16, "shuffle": False, "verbose": 0} | options, callbacks=list(given)).history
+
+
+def loss_of(quantized, x=X):
+    quantized.compile("sgd", LOSS)
+    return quantized.evaluate(x, Y, batch_size=16, verbose=0)
+
+
+class Raise(keras.callbacks.Callback):
+    """Fails in one hook, once."""
+
+    def __init__(self, hook):
+        super().__init__()
+        setattr(self, hook, self.fail)
+
+    def fail(self, *_, **__):
+        raise KilledError
+
+
+# A fit that ended in an error
+
+
+@pytest.mark.parametrize(
+    "hook", ["on_train_batch_begin", "on_train_batch_end", "on_test_batch_begin", "on_epoch_end", "on_train_end"]
+)
+def test_a_fit_that_failed_leaves_nothing_on_the_model(hook):
+    model, quantization = compiled(), callbacks.Quantization()
+    fit(model, validation_data=(X, Y))
+    before = set(vars(model))
+    with contextlib.suppress(KilledError):
+        fit(model, quantization, Raise(hook), validation_data=(X, Y))
+    assert set(vars(model)) - {"_eval_epoch_iterator"} <= before
+
+
+@pytest.mark.parametrize("hook", ["on_train_batch_begin", "on_test_batch_begin", "on_epoch_end"])
+def test_after_a_fit_that_failed_others_compute_plainly_even_while_its_error_is_held(hook):
+    model, twin = compiled(rate=0.0), compiled(rate=0.0)
+    twin.set_weights(model.get_weights())
+    quantization = callbacks.Quantization(2, activation_bits=2)
+    with pytest.raises(KilledError) as held:
+        fit(model, quantization, Raise(hook), validation_data=(X, Y))
+    model.__dict__.pop("_eval_epoch_iterator", None)  # Keras' own
+    plain = fit(twin, validation_data=(X, Y))
+    assert fit(model, validation_data=(X, Y)) == plain
+    assert model.evaluate(X, Y, batch_size=16, verbose=0, callbacks=[quantization]) == plain["val_loss"][0]
+    assert held is not None
+
+
+def test_an_error_that_is_let_go_late_does_not_disturb_the_next_fit(tmp_path):
+    model, quantization = compiled(), callbacks.Quantization()
+    with pytest.raises(KilledError) as held:
+        fit(model, quantization, Raise("on_epoch_end"))
+
+    class LetGo(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            nonlocal held
+            held = None
+            gc.collect()
+            self.seen = "_keras_kd_ranges" in vars(self.model)
+
+    look = LetGo()
+    fit(model, quantization, look)
+    assert look.seen
+    assert "_keras_kd_ranges" not in vars(model)
+
+
+def test_another_callback_starts_afresh_after_a_fit_that_failed():
+    model, second = compiled(rate=0.0), callbacks.Quantization()
+    with pytest.raises(KilledError):
+        fit(model, callbacks.Quantization(), Raise("on_epoch_end"), x=100 * X)
+    fit(model, second)
+    assert second.activation_ranges()["input 0 of " + model.layers[0].name][1] < 10
+
+
+def test_evaluating_inside_a_fit_rounds_as_validation_does():
+    class Evaluate(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            self.found = self.model.evaluate(X, Y, batch_size=16, verbose=0, callbacks=[quantization])
+            self.attached = "_keras_kd_ranges" in vars(self.model)
+
+    model, quantization, look = compiled(), callbacks.Quantization(3, activation_bits=3), Evaluate()
+    history = fit(model, quantization, look, validation_data=(X, Y), epochs=2)
+    assert look.found == history["val_loss"][-1]
+    assert look.attached
+
+
+def test_two_quantizations_in_one_fit_are_refused():
+    with pytest.raises(ValueError, match="one Quantization in a `fit`"):
+        fit(compiled(), callbacks.Quantization(), callbacks.Quantization(4))
+
+
+# Ranges follow the weights
+
+
+class Drift(keras.callbacks.Callback):
+    """Changes the weights and the ranges with the epochs; the first one is the best."""
+
+    def on_epoch_begin(self, epoch, logs=None):
+        for variable in self.model.trainable_variables:
+            variable.assign(variable * (1 + epoch))
+
+
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("pruning", [False, True])
+def test_restored_weights_get_the_ranges_of_their_epoch(order, pruning, tmp_path):
+    model, quantization = compiled(rate=1e-3), callbacks.Quantization(momentum=0.0)
+    stop = keras.callbacks.EarlyStopping(monitor="val_loss", patience=2, mode="min", restore_best_weights=True)
+    given = [quantization, stop, Drift()][::order]
+    given += [callbacks.Pruning(keras_kd.schedules.ConstantSparsity(0.5, begin_step=10, frequency=1))] if pruning else []
+    history = fit(model, *given, validation_data=(X, Y), epochs=6)
+    best, quantized = int(np.argmin(history["val_loss"])), quantization.quantized_model()
+    assert best < len(history["val_loss"]) - 1
+    if not pruning:
+        assert loss_of(quantized) == pytest.approx(history["val_loss"][best], rel=1e-6)
+    assert list(quantization.activation_ranges().values())[-1][1] == pytest.approx(float(quantized.ranges.limits[-1][1]))
+    plain = export.to_litert(model, tmp_path / "plain.tflite", check_data=X)
+    own = export.to_litert(quantized, tmp_path / "own.tflite", check_data=X)
+    assert plain.quantization == own.quantization == "int8"
+    assert plain.path.read_bytes() == own.path.read_bytes()
+
+
+def test_weights_of_an_earlier_epoch_that_are_loaded_later_get_their_ranges(tmp_path):
+    model, quantization = compiled(rate=1e-3), callbacks.Quantization(momentum=0.0)
+    path = str(tmp_path / "{epoch}.weights.h5")
+    save = keras.callbacks.ModelCheckpoint(path, save_weights_only=True)
+    history = fit(model, save, quantization, Drift(), validation_data=(X, Y), epochs=3)
+    model.load_weights(path.format(epoch=1))
+    assert loss_of(quantization.quantized_model()) == pytest.approx(history["val_loss"][0], rel=1e-6)
+    assert export.to_litert(model, tmp_path / "m.tflite").quantization == "int8"
+
+
+class Assign(keras.callbacks.Callback):
+    """Does something of its own to the weights when `fit` ends."""
+
+    def on_train_end(self, logs=None):
+        self.model.layers[0].kernel.assign(0.5 * self.model.layers[0].kernel)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize(
+    "other", [lambda: callbacks.Pruning(0.5), lambda: callbacks.Clustering(4), Assign], ids=["pruning", "clustering", "assign"]
+)
+def test_the_plain_model_is_known_whatever_others_do_to_it_when_fit_ends(order, other, tmp_path):
+    model, quantization = compiled(use_ema=True), callbacks.Quantization()
+    fit(model, *[quantization, other()][::order], epochs=2)
+    assert export.to_litert(model, tmp_path / "m.tflite", quantization="int8").quantization == "int8"
+
+
+def test_a_list_of_callbacks_of_the_users_own_stays_as_it_was():
+    model, quantization = compiled(), callbacks.Quantization()
+    given = keras.callbacks.CallbackList([quantization], model=model, add_history=True, epochs=1, steps=4)
+    for _ in range(2):
+        model.fit(X, Y, batch_size=16, verbose=0, callbacks=given)
+        assert given.callbacks == [quantization, model.history]
+    assert quantization.quantized_model()(X).shape == (64, 3)
+
+
+def test_a_loop_of_ones_own_may_call_the_hooks_without_a_list(tmp_path):
+    model, quantization = compiled(), callbacks.Quantization()
+    quantization.set_model(model)
+    quantization.on_train_begin()
+    quantization.on_epoch_begin(0)
+    for step in range(2):
+        quantization.on_train_batch_begin(step)
+        model.train_function(iter(tf.data.Dataset.from_tensors((X, Y))))
+        quantization.on_train_batch_end(step)
+    quantization.on_epoch_end(0)
+    quantization.on_train_end()
+    assert export.to_litert(model, tmp_path / "m.tflite").quantization == "int8"
