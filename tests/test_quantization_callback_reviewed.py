@@ -2,6 +2,8 @@
 
 import contextlib
 import gc
+import random
+import warnings
 
 import keras
 import numpy as np
@@ -11,6 +13,7 @@ from keras import layers
 
 import keras_kd
 from keras_kd import callbacks, export
+from keras_kd.quantized.model import copy_model
 from tests.conftest import KilledError
 
 RNG = np.random.default_rng(0)
@@ -198,3 +201,130 @@ def test_a_loop_of_ones_own_may_call_the_hooks_without_a_list(tmp_path):
     quantization.on_epoch_end(0)
     quantization.on_train_end()
     assert export.to_litert(model, tmp_path / "m.tflite").quantization == "int8"
+
+
+# Copies
+
+
+def scaled_tanh(x):
+    return 2 * keras.ops.tanh(x)
+
+
+class OwnConstraint(keras.constraints.Constraint):
+    def __call__(self, w):
+        return w
+
+
+@pytest.mark.parametrize("kind", ["function", "lambda", "Lambda", "same names", "constraint", "loss", "shared", "loaded"])
+def test_models_of_unregistered_parts_are_copied(kind):
+    factor = tf.constant(3.0)  # what a lambda refers to is lost in a file
+
+    def other(x):
+        return keras.ops.relu(x) * 0.5
+
+    other.__name__ = "scaled_tanh"
+    activation = {"function": scaled_tanh, "lambda": lambda x: factor * tf.nn.tanh(x), "same names": other}.get(kind, "relu")
+    options = {"kernel_constraint": OwnConstraint()} if kind == "constraint" else {}
+    parts = [layers.Dense(8, activation=activation, **options), layers.Dense(8, activation=scaled_tanh), layers.Dense(3)]
+    model = net(*([layers.Lambda(lambda x: factor * x)] if kind == "Lambda" else []), *parts)
+    if kind == "shared":
+        inner = net(layers.Dense(8, activation=scaled_tanh))
+        inputs = keras.Input((8,))
+        left, right = keras.Model(inputs, inner(inputs), name="left"), keras.Model(inputs, inner(inputs) + 1, name="right")
+        model = keras.Model(inputs, layers.Dense(3)(left(inputs) + right(inputs)))
+    model.compile("sgd", (lambda y, p: LOSS(y, p)) if kind == "loss" else LOSS)
+    quantization = callbacks.Quantization()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "These stay in float")
+        history = fit(model, quantization, validation_data=(X, Y))
+        quantized = quantization.quantized_model()
+    assert loss_of(quantized) == pytest.approx(history["val_loss"][0], rel=1e-6)
+    assert scaled_tanh.__name__ == other.__name__ == "scaled_tanh"
+    first = next(layer for layer in quantized.model._flatten_layers() if isinstance(layer, layers.Dense))
+    assert kind not in ("function", "lambda", "same names") or first.activation is activation
+
+
+class Without(keras.Model):
+    """Has no config."""
+
+    def __init__(self, parts):
+        super().__init__()
+        self.parts = parts
+
+    def call(self, x):
+        for part in self.parts:
+            x = part(x)
+        return x
+
+
+def test_a_model_that_cannot_be_copied_is_noticed_before_the_training_and_can_be_exported(tmp_path):
+    model, quantization = Without([layers.Dense(8, activation="relu"), layers.Dense(3)]), callbacks.Quantization()
+    model(X)
+    compiled(model)
+    with pytest.warns(UserWarning, match=r"`quantized_model\(\)` will fail.*cannot be made again.*`get_config`"):
+        fit(model, quantization)
+    fit(model, quantization)  # once
+    with pytest.raises(ValueError, match="cannot be made again from its config"):
+        quantization.quantized_model()
+    assert export.to_litert(model, tmp_path / "m.tflite", quantization="int8", check_data=X).agreement > 0.9
+
+
+class Plain(keras.Model):
+    """As many people write it: `__init__` takes no name."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.head = layers.Dense(4, activation="relu"), layers.Dense(3)
+
+    def call(self, x):
+        return self.head(self.first(x))
+
+
+class Sloped(Plain):
+    """Keras takes the default of the argument for its value."""
+
+    def __init__(self, slope=0.1, **kwargs):
+        super().__init__()
+        self.slope = slope
+
+    def call(self, x):
+        return self.head(keras.ops.leaky_relu(self.first(x), self.slope))
+
+
+def test_models_whose_constructor_takes_no_name_are_copied():
+    model, quantization = Plain(), callbacks.Quantization()
+    model(X)
+    history = fit(compiled(model), quantization, validation_data=(X, Y))
+    assert loss_of(quantization.quantized_model()) == pytest.approx(history["val_loss"][0], rel=1e-6)
+
+
+def test_a_copy_of_other_arguments_is_none():
+    model = Sloped(slope=0.5)
+    model(X)
+    with pytest.raises(ValueError, match="The argument slope=0.5 is not in the config. Give its classes a `get_config`"):
+        copy_model(model)
+
+
+def test_copies_may_be_of_another_precision_and_draw_no_seeds():
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        model = net(layers.Dense(8, activation="relu"), layers.Dropout(0.5), layers.Dense(3))
+    finally:
+        keras.config.set_dtype_policy("float32")
+    state = random.getstate()
+    twin = copy_model(model, dtype="float32")
+    assert random.getstate() == state
+    assert {layer.compute_dtype for layer in twin._flatten_layers()} == {"float32"}
+    np.testing.assert_allclose(twin(X), model(X), atol=0.05)
+    assert copy_model(model).layers[0].dtype_policy.name == "mixed_bfloat16"
+
+
+def test_quantising_after_training_names_the_floats_and_every_model_has_its_warning():
+    model = net(layers.Dense(8, name="d"), layers.LayerNormalization(name="ln"), layers.Dense(3))
+    quantization = callbacks.Quantization(calibration_data=X)
+    with pytest.warns(UserWarning, match=r"stay in float: ln \(LayerNormalization\)"):
+        quantization.quantize(model)
+    for name in ("a", "b"):
+        model = compiled(net(layers.Dense(8), layers.LayerNormalization(name=name), layers.Dense(3)))
+        with pytest.warns(UserWarning, match=rf"stay in float: {name} \(LayerNormalization\)"):
+            fit(model, quantization)

@@ -4,9 +4,7 @@ Keras tells no callback when `fit` ends in an error. But a list of callbacks tha
 to a `fit` (or `evaluate`, or `predict`) that is running; and when a `fit` is gone, so is its list.
 """
 
-import contextlib
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -60,18 +58,3 @@ def leave(model: Any, name: str, value: Any) -> None:
     if (found := model()) is not None and vars(found).get(name) is value:
         vars(found).pop(name)
         take_back(found)
-
-
-@contextlib.contextmanager
-def attribute_of(model: keras.Model, name: str, value: Any) -> Iterator[None]:
-    """Gives an object an attribute of its own for a while, past Keras' tracking."""
-    own = vars(model)
-    former = own.get(name)
-    object.__setattr__(model, name, value)
-    try:
-        yield
-    finally:
-        if former is None:
-            own.pop(name, None)
-        else:
-            object.__setattr__(model, name, former)

@@ -13,10 +13,11 @@ import tensorflow as tf
 from keras_kd import _taps
 from keras_kd._calls import find_leaves
 from keras_kd.callbacks._kernels import Kernel, find_kernels, matcher
-from keras_kd.callbacks._presence import Last, attribute_of, is_running, leave, running_lists, take_back
+from keras_kd.callbacks._presence import Last, is_running, leave, running_lists, take_back
 from keras_kd.callbacks.clustering import is_clustered
 from keras_kd.quantized import _kinds, _quantizers
 from keras_kd.quantized import model as quantized_models
+from keras_kd.quantized._copying import attribute_of
 from keras_kd.quantized._epochs import Epochs
 from keras_kd.quantized._plan import make_plan
 from keras_kd.quantized._rounding import Ranges, Rounding
@@ -146,9 +147,9 @@ class Quantization(keras.callbacks.Callback):
                 'their own: Quantization(num_bits={"conv1": 8, keras.layers.Dense: 4}).'
             )
         rounding = self._prepare()
-        if rounding.plan.floats and not self._warned:
+        if not self._warned:
             self._warned = True
-            warnings.warn(f"These stay in float: {', '.join(rounding.plan.floats)}.", stacklevel=2)
+            self._warn(rounding)
         if self.calibration_data is not None and not rounding.is_begun:
             self._calibrate(rounding)
         self._phase = _Phase.BEGUN  # the next is found before the first batch, when others have given the weights their values
@@ -252,6 +253,7 @@ class Quantization(keras.callbacks.Callback):
         self._rounding = None  # ranges of an earlier model, or of other weights, say nothing here
         self.set_model(model)
         rounding = self._prepare()
+        _warn_of_floats(rounding)
         try:
             if self.calibration_data is not None:
                 self._calibrate(rounding)
@@ -281,7 +283,7 @@ class Quantization(keras.callbacks.Callback):
                 raise ValueError(f'The model "{student.name}" has no layers that can be rounded. It has: {", ".join(plan.floats)}.')
             with self.model.distribute_strategy.scope():
                 self._rounding = Rounding(student, plan, Ranges(len(plan.names)), self.momentum)
-            self._epochs = Epochs()
+            self._epochs, self._warned = Epochs(), False
         self._attach()
         return self._rounding
 
@@ -367,6 +369,16 @@ class Quantization(keras.callbacks.Callback):
         frozen = self.freeze_step is not None and step >= self.freeze_step
         return _Phase.FROZEN if frozen and self._has_ranges() else _Phase.ROUNDED  # without ranges, one step measures them first
 
+    def _warn(self, rounding: Rounding) -> None:
+        """Says what will not be as one may think, before the training and not after it."""
+        _warn_of_floats(rounding)
+        try:
+            quantized_models.QuantizedModel(quantized_models.copy_model(rounding.model), rounding.plan)
+        except ValueError as error:
+            warnings.warn(
+                f"After this training `quantized_model()` will fail, and `export.to_litert(model)` will work: {error}", stacklevel=3
+            )
+
     def _has_ranges(self) -> bool:
         return self._rounding is not None and (not self._rounding.plan.names or self._rounding.is_begun)
 
@@ -407,6 +419,11 @@ class Quantization(keras.callbacks.Callback):
 
         function.lent_for = own  # type: ignore[attr-defined]
         return function
+
+
+def _warn_of_floats(rounding: Rounding) -> None:
+    if rounding.plan.floats:
+        warnings.warn(f"These stay in float: {', '.join(rounding.plan.floats)}.", stacklevel=3)
 
 
 def _check_bits(name: str, bits: Any) -> None:

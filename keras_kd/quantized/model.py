@@ -6,9 +6,12 @@ from typing import Any
 
 import keras
 
+from keras_kd.quantized._copying import copy_model, finalize_states
 from keras_kd.quantized._epochs import Epochs
 from keras_kd.quantized._plan import Plan
 from keras_kd.quantized._rounding import Ranges, Rounding
+
+__all__ = ["QuantizedModel", "copy_model", "finalize_states", "remember", "trained_with_rounding"]
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
@@ -125,37 +128,6 @@ class _Held:
         self.value = value
 
 
-def copy_model(model: keras.Model) -> keras.Model:
-    """A model of the same config, with weights of the same values.
-
-    Raises:
-        ValueError: if the config does not suffice to make it again.
-    """
-    classes = {
-        type(layer).__name__: type(layer) for layer in model._flatten_layers() if not type(layer).__module__.startswith("keras.")
-    }
-    try:
-        twin = keras.saving.deserialize_keras_object(
-            keras.saving.serialize_keras_object(model), custom_objects=classes, safe_mode=False
-        )
-        if not twin.built:
-            twin.build(model.input_shape)
-        twin.set_weights(model.get_weights())
-        finalize_states(twin)
-    except Exception as error:
-        raise ValueError(
-            f'The model "{model.name}" cannot be made again from its config, so there is no quantised model of it: {error} Give '
-            "its classes a `get_config`."
-        ) from error
-    return twin
-
-
-def finalize_states(model: keras.Model) -> None:
-    """Lets layers with `adapt` make the constants that they compute with of weights that they were given."""
-    for layer in model._flatten_layers():
-        getattr(layer, "finalize_state", lambda: None)()
-
-
 _TRAINED: "weakref.WeakKeyDictionary[keras.Model, tuple[Plan, Epochs]]" = weakref.WeakKeyDictionary()
 
 
@@ -171,6 +143,6 @@ def trained_with_rounding(model: keras.Model) -> QuantizedModel | None:
     epoch = epochs.find(model) if epochs is not None else None
     if plan is None or epoch is None:
         return None
-    quantized = QuantizedModel(copy_model(model), plan, epoch.equal)
+    quantized = QuantizedModel(model, plan, epoch.equal)  # no copy: what cannot be copied can be exported
     quantized.ranges.limits.assign(epoch.limits)
     return quantized
