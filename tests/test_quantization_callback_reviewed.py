@@ -328,3 +328,39 @@ def test_quantising_after_training_names_the_floats_and_every_model_has_its_warn
         model = compiled(net(layers.Dense(8), layers.LayerNormalization(name=name), layers.Dense(3)))
         with pytest.warns(UserWarning, match=rf"stay in float: {name} \(LayerNormalization\)"):
             fit(model, quantization)
+
+
+# What is rounded, and what is not
+
+
+def test_a_backbone_that_teacher_and_student_share_is_not_rounded_for_the_teacher():
+    hidden, inputs = layers.Dense(8, activation="relu", trainable=False), keras.Input((8,))
+    teacher, student = (keras.Model(inputs, layers.Dense(3)(hidden(inputs)), name=name) for name in ("teacher", "student"))
+    head, seen = teacher.layers[-1], []
+
+    class Seen(keras_kd.Distiller):
+        def teacher_outputs(self, x):
+            outputs = super().teacher_outputs(x)
+            plain = keras.ops.relu(x @ hidden.kernel + hidden.bias) @ head.kernel + head.bias
+            seen.append(float(keras.ops.max(keras.ops.abs(outputs - plain))))
+            return outputs
+
+    distiller = Seen(teacher, student)
+    distiller.compile(keras.optimizers.SGD(0.1), LOSS, run_eagerly=True)
+    quantization = callbacks.Quantization(2, activation_bits=2)
+    history = fit(distiller, quantization, validation_data=(X, Y))
+    assert max(seen) < 1e-5
+    assert len(quantization.quantized_model().plan.bits) == 2  # of the student, the backbone is rounded
+    assert loss_of(quantization.quantized_model()) == pytest.approx(history["val_student_loss"][0], rel=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:These stay in float")
+def test_batch_normalisation_inside_other_layers_is_frozen_too():
+    norm = layers.BatchNormalization()
+    model = net(layers.TimeDistributed(norm), layers.Flatten(), layers.Dense(3), shape=(4, 2))
+    x = 5 + X.reshape(64, 4, 2)
+    seen = []
+    look = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: seen.append(norm.moving_mean.numpy()))
+    fit(compiled(model), callbacks.Quantization(freeze_step=2), look, x=x)
+    assert np.all(seen[0] != seen[1])
+    np.testing.assert_array_equal(seen[1], seen[3])
