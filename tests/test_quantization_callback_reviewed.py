@@ -364,3 +364,19 @@ def test_batch_normalisation_inside_other_layers_is_frozen_too():
     fit(compiled(model), callbacks.Quantization(freeze_step=2), look, x=x)
     assert np.all(seen[0] != seen[1])
     np.testing.assert_array_equal(seen[1], seen[3])
+
+
+# Quantised models
+
+
+def test_a_clone_of_a_quantised_model_has_its_ranges(tmp_path):
+    quantized = callbacks.Quantization(calibration_data=X).quantize(net())
+    clone = keras.models.clone_model(quantized)
+    np.testing.assert_array_equal(clone.ranges.limits, quantized.ranges.limits)
+    assert np.std(clone(X)) > 0.1
+    clone.set_weights(quantized.get_weights())
+    np.testing.assert_array_equal(clone(X), quantized(X))
+    quantized.save(tmp_path / "q.keras")
+    np.testing.assert_allclose(keras.saving.load_model(tmp_path / "q.keras")(X), quantized(X), atol=1e-6)
+    kernels = callbacks.Quantization(activation_bits=None).quantize(net())
+    assert keras.models.clone_model(kernels)(X).shape == (64, 3)

@@ -230,9 +230,7 @@ class Quantization(keras.callbacks.Callback):
             raise RuntimeError("There are no ranges yet: call `quantized_model` when `fit` with this callback has rounded a step.")
         epoch = self._epochs.find(rounding.model)  # weights of an earlier one may have been loaded
         equal, limits = (rounding.equal, rounding.ranges.limits) if epoch is None else (epoch.equal, epoch.limits)
-        quantized = quantized_models.QuantizedModel(quantized_models.copy_model(rounding.model), rounding.plan, equal)
-        quantized.ranges.set_weights([limits, rounding.ranges.updates])
-        return quantized
+        return quantized_models.QuantizedModel(quantized_models.copy_model(rounding.model), rounding.plan, equal, limits)
 
     def quantize(self, model: keras.Model) -> quantized_models.QuantizedModel:
         """Quantises a model after its training, by ranges of the calibration data alone.

@@ -5,13 +5,14 @@ import weakref
 from typing import Any
 
 import keras
+import numpy as np
 
 from keras_kd.quantized._copying import copy_model, finalize_states
 from keras_kd.quantized._epochs import Epochs
 from keras_kd.quantized._plan import Plan
 from keras_kd.quantized._rounding import Ranges, Rounding
 
-__all__ = ["QuantizedModel", "copy_model", "finalize_states", "remember", "trained_with_rounding"]
+__all__ = ["QuantizedModel", "copy_model", "finalize_states", "quantized_parts", "remember", "trained_with_rounding"]
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
@@ -30,6 +31,7 @@ class QuantizedModel(keras.Model):
         model: the model. It is used as it is, not copied.
         plan: what is rounded in it, as `Quantization` found it, or the config of that.
         channels_together: paths of layers whose channels share one range.
+        limits: lowest and highest value of each range, in the plan's order; None where weights are loaded afterwards.
 
     Call arguments:
         inputs: what `model` takes.
@@ -55,12 +57,15 @@ class QuantizedModel(keras.Model):
         Jacob et al.: Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference, 2018.
     """
 
-    def __init__(self, model: keras.Model, plan: Any, channels_together: Any = (), **kwargs: Any) -> None:
+    def __init__(self, model: keras.Model, plan: Any, channels_together: Any = (), limits: Any = None, **kwargs: Any) -> None:
         super().__init__(**{"name": f"{model.name}_quantized"} | kwargs)
         self.model = model
         self.plan = plan if isinstance(plan, Plan) else Plan.from_config(plan)
         self.channels_together = sorted(channels_together)
         self.ranges = Ranges(len(self.plan.names), name="ranges")
+        if limits is not None:
+            self.ranges.limits.assign(np.reshape(keras.ops.convert_to_numpy(limits), (-1, 2)))
+            self.ranges.updates.assign(1.0)
         self._rounding = _Held(Rounding(model, self.plan, self.ranges))
         self._rounding.value.equal = set(self.channels_together)
         self.built = model.built
@@ -104,7 +109,8 @@ class QuantizedModel(keras.Model):
     def get_config(self) -> dict[str, Any]:
         """Everything `__init__` takes."""
         model = keras.saving.serialize_keras_object(self.model)
-        config = {"model": model, "plan": self.plan.get_config(), "channels_together": self.channels_together}
+        limits = keras.ops.convert_to_numpy(self.ranges.limits).tolist()  # a clone without them would compute zeros
+        config = {"model": model, "plan": self.plan.get_config(), "channels_together": self.channels_together, "limits": limits}
         return {"name": self.name, "trainable": self.trainable} | config
 
     @classmethod
@@ -143,6 +149,9 @@ def trained_with_rounding(model: keras.Model) -> QuantizedModel | None:
     epoch = epochs.find(model) if epochs is not None else None
     if plan is None or epoch is None:
         return None
-    quantized = QuantizedModel(model, plan, epoch.equal)  # no copy: what cannot be copied can be exported
-    quantized.ranges.limits.assign(epoch.limits)
-    return quantized
+    return QuantizedModel(model, plan, epoch.equal, epoch.limits)  # no copy: what cannot be copied can be exported
+
+
+def quantized_parts(model: keras.Model) -> list[QuantizedModel]:
+    """The quantised models inside a model, which round by themselves."""
+    return [layer for layer in model._flatten_layers(include_self=False) if isinstance(layer, QuantizedModel)]
