@@ -13,7 +13,7 @@ from keras import layers
 
 import keras_kd
 from keras_kd import callbacks, export
-from keras_kd.quantized.model import copy_model
+from keras_kd.quantized.model import copy_model, quantized_parts
 from tests.conftest import KilledError
 
 RNG = np.random.default_rng(0)
@@ -380,3 +380,86 @@ def test_a_clone_of_a_quantised_model_has_its_ranges(tmp_path):
     np.testing.assert_allclose(keras.saving.load_model(tmp_path / "q.keras")(X), quantized(X), atol=1e-6)
     kernels = callbacks.Quantization(activation_bits=None).quantize(net())
     assert keras.models.clone_model(kernels)(X).shape == (64, 3)
+
+
+class Compiled(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.d = layers.Dense(3)
+
+    @tf.function
+    def call(self, x):
+        return self.d(x)
+
+
+def mutual():
+    inputs = keras.Input((8,))
+    return keras_kd.MutualDistiller([keras.Model(inputs, layers.Dense(3)(inputs), name=name) for name in ("a", "b")])
+
+
+def quantised():
+    return callbacks.Quantization(calibration_data=X).quantize(net(layers.Dense(3)))
+
+
+def with_quantised_part():
+    return net(quantised(), layers.Dense(3))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (Compiled, r"No layer of \"compiled\" was seen at work.*Take `@tf.function` off"),
+        (lambda: net(layers.Flatten(name="flat")), r"no layers that can be rounded. It has: flat \(Flatten\)\."),
+        (lambda: net(layers.Lambda(keras.ops.abs, name="abs")), r"It has: abs \(Lambda\)\."),
+        (quantised, r"_quantized\" is quantised already.*Leave Quantization out"),
+        (with_quantised_part, r"the QuantizedModel \w+ inside. Leave Quantization out"),
+        (mutual, "a MutualDistiller of the students a, b. Let them teach each other first"),
+    ],
+    ids=["tf.function", "carriers", "floats", "quantised", "quantised part", "mutual"],
+)
+def test_what_the_callback_cannot_train_is_named_with_a_way_out(make, message):
+    model = make()
+    if not model.built:
+        model(X)
+    with pytest.raises(ValueError, match=message):
+        fit(compiled(model), callbacks.Quantization())
+
+
+def test_no_layers_are_no_choice():
+    with pytest.raises(ValueError, match=r"`layers` must choose at least one layer; None chooses all. Received: layers=\[\]"):
+        callbacks.Quantization(layers=[])
+
+
+class OwnOptimizer(keras.Sequential):
+    """Compiled without an optimizer: it has one of its own."""
+
+    def train_step(self, data):
+        x, y = data
+        with tf.GradientTape() as tape:
+            loss = LOSS(y, self(x, training=True))
+        self.own.apply_gradients(zip(tape.gradient(loss, self.trainable_variables), self.trainable_variables, strict=True))
+        return {"loss": loss}
+
+
+@pytest.mark.parametrize("options", [{"start_step": 2}, {"freeze_step": 2}, {}])
+def test_steps_of_an_optimizer_that_is_not_there_are_not_counted(options):
+    model = OwnOptimizer([keras.Input((8,)), layers.Dense(3)])
+    model.compile(optimizer=None)
+    model.own = keras.optimizers.SGD(0.1)
+    quantization = callbacks.Quantization(**options)
+    if options:
+        with pytest.raises(ValueError, match="count the steps of the model's optimizer, and it was compiled without one"):
+            fit(model, quantization)
+    else:
+        fit(model, quantization)
+        assert quantization.activation_ranges()
+
+
+def test_a_quantised_model_trains_on_without_the_callback_and_as_a_part_of_another():
+    part = quantised()
+    model = compiled(net(part, layers.Dense(3)))
+    ranges = np.array(part.ranges.limits)
+    history = fit(model, epochs=3)
+    assert history["loss"][-1] < history["loss"][0]
+    np.testing.assert_array_equal(part.ranges.limits, ranges)
+    assert quantized_parts(model) == [part]

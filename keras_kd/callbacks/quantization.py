@@ -19,7 +19,7 @@ from keras_kd.quantized import _kinds, _quantizers
 from keras_kd.quantized import model as quantized_models
 from keras_kd.quantized._copying import attribute_of
 from keras_kd.quantized._epochs import Epochs
-from keras_kd.quantized._plan import make_plan
+from keras_kd.quantized._plan import Plan, make_plan
 from keras_kd.quantized._rounding import Ranges, Rounding
 
 _RANGES = "_keras_kd_ranges"  # the attribute of a model in training under which savers find the ranges
@@ -70,7 +70,8 @@ class Quantization(keras.callbacks.Callback):
     Raises:
         TypeError: for choices or data of another kind.
         ValueError: for an argument out of its range; in `fit`, for layers that match nothing, a model without layers that can be
-            rounded or of unknown input shapes, or calibration data that is empty, not finite or of another shape.
+            rounded or of unknown input shapes, a quantised model, several students (`MutualDistiller`), steps to count without an
+            optimizer, or calibration data that is empty, not finite or of another shape.
 
     Example:
 
@@ -101,6 +102,8 @@ class Quantization(keras.callbacks.Callback):
                 "A dict of bits chooses the layers itself and holds at least one. Received: "
                 f"num_bits={num_bits!r}, layers={layers!r}."
             )
+        if isinstance(layers, list | tuple | set) and not layers:
+            raise ValueError(f"`layers` must choose at least one layer; None chooses all. Received: layers={layers!r}.")
         for bits in num_bits.values() if isinstance(num_bits, dict) else [num_bits]:
             _check_bits("num_bits", bits)
         if activation_bits is not None:
@@ -147,6 +150,12 @@ class Quantization(keras.callbacks.Callback):
                 'their own: Quantization(num_bits={"conv1": 8, keras.layers.Dense: 4}).'
             )
         rounding = self._prepare()
+        if (self.start_step or self.freeze_step is not None) and getattr(self.model.optimizer, "iterations", None) is None:
+            raise ValueError(
+                "`start_step` and `freeze_step` count the steps of the model's optimizer, and it was compiled without one. "
+                f"Received: start_step={self.start_step}, freeze_step={self.freeze_step}. Give `compile` an optimizer, or leave "
+                "both out."
+            )
         if not self._warned:
             self._warned = True
             self._warn(rounding)
@@ -271,14 +280,10 @@ class Quantization(keras.callbacks.Callback):
 
     def _prepare(self) -> Rounding:
         student: Any = getattr(self.model, "student", self.model)
-        if not student.built:
-            raise ValueError(
-                f'The model "{student.name}" is not built, so what to round is not known. Call it on a batch of data first.'
-            )
+        _check_model(self.model, student)
         if self._rounding is None or self._rounding.model is not student:
             plan = make_plan(student, self._bits_of(student), self.activation_bits, self._specs(student))
-            if not plan.bits:
-                raise ValueError(f'The model "{student.name}" has no layers that can be rounded. It has: {", ".join(plan.floats)}.')
+            _check_plan(student, plan)
             with self.model.distribute_strategy.scope():
                 self._rounding = Rounding(student, plan, Ranges(len(plan.names)), self.momentum)
             self._epochs, self._warned = Epochs(), False
@@ -417,6 +422,42 @@ class Quantization(keras.callbacks.Callback):
 
         function.lent_for = own  # type: ignore[attr-defined]
         return function
+
+
+def _check_model(model: Any, student: Any) -> None:
+    """Raises a `ValueError` for what this callback does not train."""
+    if (students := getattr(model, "students", None)) is not None:
+        raise ValueError(
+            "Quantization rounds one model. Received: a MutualDistiller of the students "
+            f"{', '.join(one.name for one in students)}. Let them teach each other first, and then `fit` each with a Quantization."
+        )
+    if not student.built:
+        raise ValueError(
+            f'The model "{student.name}" is not built, so what to round is not known. Call it on a batch of data first.'
+        )
+    if isinstance(student, quantized_models.QuantizedModel):
+        raise ValueError(
+            f'"{student.name}" is quantised already: it trains with rounding, and with the ranges that it has, by itself. Leave '
+            "Quantization out; or give it the plain model inside, `model.model`, to measure ranges anew."
+        )
+    if inner := quantized_models.quantized_parts(student):
+        raise ValueError(
+            f'The model "{student.name}" has parts that round by themselves, with the ranges that they have. Received: the '
+            f"QuantizedModel {', '.join(one.name for one in inner)} inside. Leave Quantization out; or build with the plain model "
+            "inside, `quantized.model`."
+        )
+
+
+def _check_plan(student: Any, plan: Plan) -> None:
+    """Raises a `ValueError` for a model in which nothing would be rounded."""
+    if not plan.spots and plan.leaves:
+        raise ValueError(
+            f'No layer of "{student.name}" was seen at work: its `call` is a `tf.function`, or runs them in loops. Take '
+            "`@tf.function` off, since `fit` compiles the whole step."
+        )
+    if not plan.bits:
+        found = plan.floats or [f"{path} ({kind})" for path, kind in plan.leaves] or ["no layers"]
+        raise ValueError(f'The model "{student.name}" has no layers that can be rounded. It has: {", ".join(found)}.')
 
 
 def _warn_of_floats(rounding: Rounding) -> None:
