@@ -378,9 +378,9 @@ class Quantization(keras.callbacks.Callback):
         try:
             quantized_models.QuantizedModel(quantized_models.copy_model(rounding.model), rounding.plan)
         except ValueError as error:
-            warnings.warn(
-                f"After this training `quantized_model()` will fail, and `export.to_litert(model)` will work: {error}", stacklevel=3
-            )
+            plain = self.activation_bits is not None and rounding.model.dtype_policy.name == "float32"  # other files need a copy
+            hint = ", and `export.to_litert(model)` will work" if plain else ""
+            warnings.warn(f"After this training `quantized_model()` will fail{hint}: {error}", stacklevel=3)
 
     def _has_ranges(self) -> bool:
         return self._rounding is not None and (not self._rounding.plan.names or self._rounding.is_begun)

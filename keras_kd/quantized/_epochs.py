@@ -52,4 +52,5 @@ class Epochs:
 
 
 def _fingerprint(model: keras.Model) -> tuple[bytes, ...]:
-    return tuple(hashlib.blake2b(np.ascontiguousarray(weight).tobytes(), digest_size=16).digest() for weight in model.get_weights())
+    views = (np.ascontiguousarray(weight).reshape(-1).view(np.uint8) for weight in model.get_weights())
+    return tuple(hashlib.blake2b(view.data, digest_size=16).digest() for view in views)
