@@ -1,7 +1,7 @@
 """How long is a callback in a `fit`, and what has it left when the `fit` failed? Lists of callbacks on the stack tell.
 
 Keras tells no callback when `fit` ends in an error. But a list of callbacks that is a local variable somewhere on the stack belongs
-to a `fit` (or `evaluate`, or `predict`) that is running; and when a `fit` is gone, so is its list: at once, or when Python next collects
+to a `fit` (or `evaluate`, or `predict`) that is running. When a `fit` is gone, so is its list: at once, or when Python collects
 cycles, since TensorFlow leaves one of frames where it traces.
 """
 
