@@ -192,6 +192,7 @@ def test_a_plain_model_is_quantised_after_training(quantization, largest, tmp_pa
     assert export.to_litert(model, tmp_path / "a.tflite", representative_data=x).quantization == "int8"
 
 
+@pytest.mark.filterwarnings("ignore:These stay in float")
 def test_recurrent_layers_stay_in_float_in_a_file_that_is_quantised_after_training(tmp_path):
     model = keras.Sequential([keras.Input((6, 3)), layers.LSTM(4), layers.Dense(4)])
     x = RNG.normal(size=(64, 6, 3)).astype("float32")

@@ -75,6 +75,7 @@ class Standardised(layers.Conv2D):
         return super().convolution_op(inputs, kernel)
 
 
+@pytest.mark.filterwarnings("ignore:These stay in float")
 def test_a_convolution_of_the_users_own_stays_as_it_is():
     model = net(Standardised(3, 3, name="own"), layers.Flatten(), layers.Dense(3), shape=(6, 6, 2))
     x = RNG.normal(size=(32, 6, 6, 2)).astype("float32")

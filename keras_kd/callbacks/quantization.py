@@ -1,7 +1,8 @@
 """How does a model learn to live with integers? Quantization-aware training as a plain callback, on TF-MOT's fake quantisation."""
 
-import contextlib
+import enum
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,13 +13,26 @@ import tensorflow as tf
 from keras_kd import _taps
 from keras_kd._calls import find_leaves
 from keras_kd.callbacks._kernels import Kernel, find_kernels, matcher
+from keras_kd.callbacks._presence import Last, is_running, leave, running_lists, take_back
 from keras_kd.callbacks.clustering import is_clustered
 from keras_kd.quantized import _kinds, _quantizers
 from keras_kd.quantized import model as quantized_models
-from keras_kd.quantized._plan import make_plan
+from keras_kd.quantized._copying import attribute_of
+from keras_kd.quantized._epochs import Epochs
+from keras_kd.quantized._plan import Plan, make_plan
 from keras_kd.quantized._rounding import Ranges, Rounding
 
-_FLOAT, _ROUNDED, _FROZEN = "float", "rounded", "frozen"
+_RANGES = "_keras_kd_ranges"  # the attribute of a model in training under which savers find the ranges
+
+
+class _Phase(enum.Enum):
+    """Where a training stands."""
+
+    OUTSIDE = "not in a fit"
+    BEGUN = "in a fit, before its first batch"
+    FLOAT = "before start_step"
+    ROUNDED = "ranges follow the activations"
+    FROZEN = "from freeze_step on"
 
 
 class Quantization(keras.callbacks.Callback):
@@ -56,7 +70,8 @@ class Quantization(keras.callbacks.Callback):
     Raises:
         TypeError: for choices or data of another kind.
         ValueError: for an argument out of its range; in `fit`, for layers that match nothing, a model without layers that can be
-            rounded or of unknown input shapes, or calibration data that is empty, not finite or of another shape.
+            rounded or of unknown input shapes, a quantised model, several students (`MutualDistiller`), steps to count without an
+            optimizer, or calibration data that is empty, not finite or of another shape.
 
     Example:
 
@@ -87,6 +102,8 @@ class Quantization(keras.callbacks.Callback):
                 "A dict of bits chooses the layers itself and holds at least one. Received: "
                 f"num_bits={num_bits!r}, layers={layers!r}."
             )
+        if isinstance(layers, list | tuple | set) and not layers:
+            raise ValueError(f"`layers` must choose at least one layer; None chooses all. Received: layers={layers!r}.")
         for bits in num_bits.values() if isinstance(num_bits, dict) else [num_bits]:
             _check_bits("num_bits", bits)
         if activation_bits is not None:
@@ -108,8 +125,12 @@ class Quantization(keras.callbacks.Callback):
         self.freeze_step = freeze_step
         self.momentum = momentum
         self._rounding: Any = None  # a `Rounding`
+        self._epochs = Epochs()
         self._functions: dict[str, Any] = {}
-        self._phase: str | None = None  # None: not in `fit`
+        self._phase = _Phase.OUTSIDE
+        self._calls: Any = None  # weak reference to the list of callbacks of the `fit`, `evaluate` or `predict` that it is in
+        self._farewell: Any = None  # what happens when that list goes
+        self._noted = False
         self._warned = False
 
     # What Keras calls
@@ -117,31 +138,52 @@ class Quantization(keras.callbacks.Callback):
     def set_model(self, model: keras.Model) -> None:
         """Finds what to round, and puts the ranges where checkpoints, written or read in this `fit`, find them."""
         super().set_model(model)
+        self._enter()
         if getattr(model, "student", model).built:
             self._prepare()
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Measures ranges on the calibration data."""
+        if sum(isinstance(one, Quantization) for one in getattr(self._list(), "callbacks", [])) > 1:
+            raise ValueError(
+                "There can be one Quantization in a `fit`. Received: several in the list of callbacks. A dict gives layers bits of "
+                'their own: Quantization(num_bits={"conv1": 8, keras.layers.Dense: 4}).'
+            )
         rounding = self._prepare()
-        if rounding.plan.floats and not self._warned:
+        if (self.start_step or self.freeze_step is not None) and getattr(self.model.optimizer, "iterations", None) is None:
+            raise ValueError(
+                "`start_step` and `freeze_step` count the steps of the model's optimizer, and it was compiled without one. "
+                f"Received: start_step={self.start_step}, freeze_step={self.freeze_step}. Give `compile` an optimizer, or leave "
+                "both out."
+            )
+        if not self._warned:
             self._warned = True
-            warnings.warn(f"These stay in float: {', '.join(rounding.plan.floats)}.", stacklevel=2)
+            self._warn(rounding)
         if self.calibration_data is not None and not rounding.is_begun:
             self._calibrate(rounding)
-        self._phase = ""  # set before the first batch, when every other callback has given the weights their values
+        self._phase = _Phase.BEGUN  # the next is found before the first batch, when others have given the weights their values
+        if (calls := self._list()) is not None and not any(isinstance(one, Last) for one in calls.callbacks):
+            calls.callbacks.append(Last(self.finish, calls.callbacks))
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         """Puts rounding into the step when its time has come."""
         phase = self._next_phase()
         if phase != self._phase:
             self._phase = phase
-            if phase != _FLOAT:
+            if phase != _Phase.FLOAT:
                 self._rounding.equal = self._clustered_layers()
             self._functions = {}
-        self._lend("train", update=phase == _ROUNDED, freeze=phase == _FROZEN)
+        self._lend("train", update=phase == _Phase.ROUNDED, freeze=phase == _Phase.FROZEN)
+
+    def on_test_begin(self, logs: Any = None) -> None:
+        """See `on_test_batch_begin`."""
+        self._noted = False
 
     def on_test_batch_begin(self, batch: int, logs: Any = None) -> None:
-        """Validation computes as training does."""
+        """Validation computes as training does; the weights that it sees are those that an epoch is known by."""
+        if not self._noted:  # not in `on_test_begin`, after which others may put averaged weights in
+            self._noted = True
+            self._note()
         self._lend("test")
 
     def on_predict_batch_begin(self, batch: int, logs: Any = None) -> None:
@@ -150,19 +192,35 @@ class Quantization(keras.callbacks.Callback):
 
     def on_test_end(self, logs: Any = None) -> None:
         """Leaves no trace after an `evaluate` of its own."""
-        if self._phase is None:
+        if self._phase is _Phase.OUTSIDE:
             self._detach()
 
     def on_predict_end(self, logs: Any = None) -> None:
         """The same for `predict`."""
         self.on_test_end()
 
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Notes which ranges the weights of this epoch have."""
+        self._note()
+
     def on_train_end(self, logs: Any = None) -> None:
-        """Leaves a plain model, whose ranges `quantized_model` and the export know."""
-        self._phase, self._functions = None, {}
+        """Leaves a plain model."""
+        if self._list() is None:
+            self.finish()  # else when all other callbacks are done with the weights
+
+    def finish(self) -> None:
+        """Ends a `fit`: ranges become those of the weights that it leaves, and `quantized_model` and the export know them."""
+        self._phase, self._functions = _Phase.OUTSIDE, {}
         self._detach()
-        if self._has_ranges():
-            quantized_models.remember(self._rounding.model, self._rounding)
+        if not self._has_ranges():
+            return
+        rounding = self._rounding
+        epoch = self._epochs.nearest(rounding.model)  # EarlyStopping may have put weights of an earlier one back
+        if epoch is not None:
+            rounding.ranges.limits.assign(epoch.limits)
+            rounding.equal = set(epoch.equal)
+        self._epochs.note(rounding.model, rounding.ranges.limits, rounding.equal)
+        quantized_models.remember(rounding.model, rounding.plan, self._epochs)
 
     # What users call
 
@@ -179,9 +237,9 @@ class Quantization(keras.callbacks.Callback):
         rounding = self._rounding
         if not self._has_ranges():
             raise RuntimeError("There are no ranges yet: call `quantized_model` when `fit` with this callback has rounded a step.")
-        quantized = quantized_models.QuantizedModel(quantized_models.copy_model(rounding.model), rounding.plan, rounding.equal)
-        quantized.ranges.set_weights(rounding.ranges.get_weights())
-        return quantized
+        epoch = self._epochs.find(rounding.model)  # weights of an earlier one may have been loaded
+        equal, limits = (rounding.equal, rounding.ranges.limits) if epoch is None else (epoch.equal, epoch.limits)
+        return quantized_models.QuantizedModel(quantized_models.copy_model(rounding.model), rounding.plan, equal, limits)
 
     def quantize(self, model: keras.Model) -> quantized_models.QuantizedModel:
         """Quantises a model after its training, by ranges of the calibration data alone.
@@ -202,6 +260,7 @@ class Quantization(keras.callbacks.Callback):
         self._rounding = None  # ranges of an earlier model, or of other weights, say nothing here
         self.set_model(model)
         rounding = self._prepare()
+        _warn_of_floats(rounding)
         try:
             if self.calibration_data is not None:
                 self._calibrate(rounding)
@@ -221,21 +280,43 @@ class Quantization(keras.callbacks.Callback):
 
     def _prepare(self) -> Rounding:
         student: Any = getattr(self.model, "student", self.model)
-        if not student.built:
-            raise ValueError(
-                f'The model "{student.name}" is not built, so what to round is not known. Call it on a batch of data first.'
-            )
+        _check_model(self.model, student)
         if self._rounding is None or self._rounding.model is not student:
             plan = make_plan(student, self._bits_of(student), self.activation_bits, self._specs(student))
-            if not plan.bits:
-                raise ValueError(f'The model "{student.name}" has no layers that can be rounded. It has: {", ".join(plan.floats)}.')
+            _check_plan(student, plan)
             with self.model.distribute_strategy.scope():
                 self._rounding = Rounding(student, plan, Ranges(len(plan.names)), self.momentum)
-        object.__setattr__(self.model, "_keras_kd_ranges", self._rounding.ranges)  # savers find it, Keras does not track it
+            self._epochs, self._warned = Epochs(), False
+        self._attach()
         return self._rounding
 
+    def _enter(self) -> None:
+        """Notices a `fit`, `evaluate` or `predict` that is not inside the one before: that has ended, perhaps in an error."""
+        running = running_lists(self)
+        outermost = running[-1] if running else None
+        if outermost is None or outermost is not self._list():
+            self._phase, self._functions = _Phase.OUTSIDE, {}
+            self._calls = None if outermost is None else weakref.ref(outermost)
+            take_back(self.model)
+
+    def _list(self) -> Any:
+        return None if self._calls is None else self._calls()
+
+    def _attach(self) -> None:
+        ranges, calls = self._rounding.ranges, self._list()
+        object.__setattr__(self.model, _RANGES, ranges)  # savers find it, Keras does not track it
+        if self._farewell is not None:
+            self._farewell.detach()
+        if calls is not None:
+            self._farewell = weakref.finalize(calls, leave, weakref.ref(self.model), _RANGES, ranges)
+            self._farewell.atexit = False
+
     def _detach(self) -> None:
-        self.model.__dict__.pop("_keras_kd_ranges", None)
+        self.model.__dict__.pop(_RANGES, None)
+
+    def _note(self) -> None:
+        if self._phase in (_Phase.ROUNDED, _Phase.FROZEN) and self._has_ranges():
+            self._epochs.note(self._rounding.model, self._rounding.ranges.limits, self._rounding.equal)
 
     def _specs(self, student: keras.Model) -> Any:
         specs = _taps.input_specs(student)
@@ -280,16 +361,26 @@ class Quantization(keras.callbacks.Callback):
             raise ValueError("`calibration_data` must hold at least one sample. Received: none.")
         self._rounding = rounding
 
-    def _next_phase(self) -> str:
-        if self._phase == _FROZEN or (self._phase == _ROUNDED and self.freeze_step is None):
+    def _next_phase(self) -> _Phase:
+        if self._phase is _Phase.FROZEN or (self._phase is _Phase.ROUNDED and self.freeze_step is None):
             return self._phase
         step = 0
         if self.start_step or self.freeze_step is not None:
             step = int(keras.ops.convert_to_numpy(self.model.optimizer.iterations))
         if step < self.start_step:
-            return _FLOAT
+            return _Phase.FLOAT
         frozen = self.freeze_step is not None and step >= self.freeze_step
-        return _FROZEN if frozen and self._has_ranges() else _ROUNDED  # without ranges, one step measures them first
+        return _Phase.FROZEN if frozen and self._has_ranges() else _Phase.ROUNDED  # without ranges, one step measures them first
+
+    def _warn(self, rounding: Rounding) -> None:
+        """Says what will not be as one may think, before the training and not after it."""
+        _warn_of_floats(rounding)
+        try:
+            quantized_models.QuantizedModel(quantized_models.copy_model(rounding.model), rounding.plan)
+        except ValueError as error:
+            plain = self.activation_bits is not None and rounding.model.dtype_policy.name == "float32"  # other files need a copy
+            hint = ", and `export.to_litert(model)` will work" if plain else ""
+            warnings.warn(f"After this training `quantized_model()` will fail{hint}: {error}", stacklevel=3)
 
     def _has_ranges(self) -> bool:
         return self._rounding is not None and (not self._rounding.plan.names or self._rounding.is_begun)
@@ -299,8 +390,8 @@ class Quantization(keras.callbacks.Callback):
         return {kernel.path for kernel in find_kernels(self._rounding.model) if is_clustered(kernel.variable)}
 
     def _lend(self, kind: str, **options: bool) -> None:
-        """Lends the model a compiled function that rounds, for one call: when `fit` fails, the model has its own back already."""
-        if self._phase in (None, _FLOAT):
+        """Lends the model a compiled function that rounds, for one call: when `fit` fails in it, the model has its own already."""
+        if self._phase in (_Phase.OUTSIDE, _Phase.FLOAT):
             return
         attribute = f"{kind}_function"
         getattr(self.model, f"make_{attribute}")()  # unless it has one
@@ -318,31 +409,60 @@ class Quantization(keras.callbacks.Callback):
             with rounding.active(**options):
                 return step(*args, **kwargs)
 
-        with _attribute(model, f"{kind}_step", rounded):
+        with attribute_of(model, f"{kind}_step", rounded):
             getattr(model, f"make_{attribute}")(force=True)
-        compiled = getattr(model, attribute)
+        compiled, calls = getattr(model, attribute), self._calls
 
         def function(*args: Any, **kwargs: Any) -> Any:
             setattr(model, attribute, own)
-            with _attribute(model, f"{kind}_step", rounded):  # Keras may look it up when it traces
+            if not is_running(calls):  # another callback failed when this was lent already, and this is a later `fit`
+                return own(*args, **kwargs)
+            with attribute_of(model, f"{kind}_step", rounded):  # Keras may look it up when it traces
                 return compiled(*args, **kwargs)
 
+        function.lent_for = own  # type: ignore[attr-defined]
         return function
 
 
-@contextlib.contextmanager
-def _attribute(model: keras.Model, name: str, value: Any) -> Iterator[None]:
-    """Gives an object an attribute of its own for a while, past Keras' tracking."""
-    own = vars(model)
-    former = own.get(name)
-    object.__setattr__(model, name, value)
-    try:
-        yield
-    finally:
-        if former is None:
-            own.pop(name, None)
-        else:
-            object.__setattr__(model, name, former)
+def _check_model(model: Any, student: Any) -> None:
+    """Raises a `ValueError` for what this callback does not train."""
+    if (students := getattr(model, "students", None)) is not None:
+        raise ValueError(
+            "Quantization rounds one model. Received: a MutualDistiller of the students "
+            f"{', '.join(one.name for one in students)}. Let them teach each other first, and then `fit` each with a Quantization."
+        )
+    if not student.built:
+        raise ValueError(
+            f'The model "{student.name}" is not built, so what to round is not known. Call it on a batch of data first.'
+        )
+    if isinstance(student, quantized_models.QuantizedModel):
+        raise ValueError(
+            f'"{student.name}" is quantised already: it trains with rounding, and with the ranges that it has, by itself. Leave '
+            "Quantization out; or give it the plain model inside, `model.model`, to measure ranges anew."
+        )
+    if inner := quantized_models.quantized_parts(student):
+        raise ValueError(
+            f'The model "{student.name}" has parts that round by themselves, with the ranges that they have. Received: the '
+            f"QuantizedModel {', '.join(one.name for one in inner)} inside. Leave Quantization out; or build with the plain model "
+            "inside, `quantized.model`."
+        )
+
+
+def _check_plan(student: Any, plan: Plan) -> None:
+    """Raises a `ValueError` for a model in which nothing would be rounded."""
+    if not plan.spots and plan.leaves:
+        raise ValueError(
+            f'No layer of "{student.name}" was seen at work: its `call` is a `tf.function`, or runs them in loops. Take '
+            "`@tf.function` off, since `fit` compiles the whole step."
+        )
+    if not plan.bits:
+        found = plan.floats or [f"{path} ({kind})" for path, kind in plan.leaves] or ["no layers"]
+        raise ValueError(f'The model "{student.name}" has no layers that can be rounded. It has: {", ".join(found)}.')
+
+
+def _warn_of_floats(rounding: Rounding) -> None:
+    if rounding.plan.floats:
+        warnings.warn(f"These stay in float: {', '.join(rounding.plan.floats)}.", stacklevel=3)
 
 
 def _check_bits(name: str, bits: Any) -> None:

@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -75,9 +76,17 @@ class Rounding:
             for path, layer in self.leaves.items():
                 if (stand_in := passage.stand_in(path, layer)) is not None:
                     stack.enter_context(_taps.replace(layer, stand_in))
+            for layer in self.hidden_norms() if freeze else ():
+                stack.enter_context(_taps.replace(layer, _in_inference))
             yield
         if update:
             passage.store()
+
+    def hidden_norms(self) -> list[Any]:
+        """Batch normalisation that no plan speaks of, since it is a part of layers that are taken as a whole: TimeDistributed."""
+        planned = {id(layer) for layer in self.leaves.values()}
+        norms = (layer for layer in self.model._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization))
+        return [layer for layer in norms if id(layer) not in planned]
 
     def rounded_kernel(self, path: str, name: str) -> Any:
         """A kernel as integers would hold it, with a leading axis of one for convolutions over one axis."""
@@ -100,6 +109,19 @@ class Rounding:
             for name in form.kernels:
                 variable = _variable(self.leaves[path], name)
                 variable.assign(tf.reshape(self.rounded_kernel(path, name), variable.shape))
+
+
+_HERE = threading.local()
+
+
+@contextlib.contextmanager
+def suspended() -> Iterator[None]:
+    """While it is open, nothing is rounded in this thread: a frozen teacher may share layers with the student that is."""
+    former, _HERE.suspended = getattr(_HERE, "suspended", False), True
+    try:
+        yield
+    finally:
+        _HERE.suspended = former
 
 
 class _Pass:
@@ -132,6 +154,8 @@ class _Pass:
             return None
 
         def function(call: Any, *args: Any, **kwargs: Any) -> Any:
+            if getattr(_HERE, "suspended", False):
+                return call(*args, **kwargs)
             spot = spots[self.calls[path] % len(spots)]
             self.calls[path] += 1
             if freezes:
@@ -207,6 +231,11 @@ class _Pass:
         finite = tf.math.is_finite(low) & tf.math.is_finite(high)  # an overflow of half precision must not stay
         moved = [old + (new - old) * self.rate for old, new in zip(self.old[number], (low, high), strict=True)]
         self.now[number] = [tf.where(finite, new, old) for old, new in zip(self.old[number], moved, strict=True)]
+
+
+def _in_inference(call: Any, *args: Any, **kwargs: Any) -> Any:
+    """Batch normalisation with its moving statistics, which stay."""
+    return call(*args, **kwargs | {"training": False})
 
 
 def _with_logits_of(x: Any, rounded: Any) -> Any:

@@ -1,15 +1,18 @@
 """What computes as integers would? A Keras model around another one, to be evaluated, saved, loaded and exported."""
 
 import contextlib
-import hashlib
 import weakref
 from typing import Any
 
 import keras
 import numpy as np
 
+from keras_kd.quantized._copying import copy_model, finalize_states
+from keras_kd.quantized._epochs import Epochs
 from keras_kd.quantized._plan import Plan
 from keras_kd.quantized._rounding import Ranges, Rounding
+
+__all__ = ["QuantizedModel", "copy_model", "finalize_states", "quantized_parts", "remember", "trained_with_rounding"]
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
@@ -28,6 +31,7 @@ class QuantizedModel(keras.Model):
         model: the model. It is used as it is, not copied.
         plan: what is rounded in it, as `Quantization` found it, or the config of that.
         channels_together: paths of layers whose channels share one range.
+        limits: lowest and highest value of each range, in the plan's order; None where weights are loaded afterwards.
 
     Call arguments:
         inputs: what `model` takes.
@@ -53,12 +57,15 @@ class QuantizedModel(keras.Model):
         Jacob et al.: Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference, 2018.
     """
 
-    def __init__(self, model: keras.Model, plan: Any, channels_together: Any = (), **kwargs: Any) -> None:
+    def __init__(self, model: keras.Model, plan: Any, channels_together: Any = (), limits: Any = None, **kwargs: Any) -> None:
         super().__init__(**{"name": f"{model.name}_quantized"} | kwargs)
         self.model = model
         self.plan = plan if isinstance(plan, Plan) else Plan.from_config(plan)
         self.channels_together = sorted(channels_together)
         self.ranges = Ranges(len(self.plan.names), name="ranges")
+        if limits is not None:
+            self.ranges.limits.assign(np.reshape(keras.ops.convert_to_numpy(limits), (-1, 2)))
+            self.ranges.updates.assign(1.0)
         self._rounding = _Held(Rounding(model, self.plan, self.ranges))
         self._rounding.value.equal = set(self.channels_together)
         self.built = model.built
@@ -102,7 +109,8 @@ class QuantizedModel(keras.Model):
     def get_config(self) -> dict[str, Any]:
         """Everything `__init__` takes."""
         model = keras.saving.serialize_keras_object(self.model)
-        config = {"model": model, "plan": self.plan.get_config(), "channels_together": self.channels_together}
+        limits = keras.ops.convert_to_numpy(self.ranges.limits).tolist()  # a clone without them would compute zeros
+        config = {"model": model, "plan": self.plan.get_config(), "channels_together": self.channels_together, "limits": limits}
         return {"name": self.name, "trainable": self.trainable} | config
 
     @classmethod
@@ -126,59 +134,24 @@ class _Held:
         self.value = value
 
 
-def copy_model(model: keras.Model) -> keras.Model:
-    """A model of the same config, with weights of the same values.
-
-    Raises:
-        ValueError: if the config does not suffice to make it again.
-    """
-    classes = {
-        type(layer).__name__: type(layer) for layer in model._flatten_layers() if not type(layer).__module__.startswith("keras.")
-    }
-    try:
-        twin = keras.saving.deserialize_keras_object(
-            keras.saving.serialize_keras_object(model), custom_objects=classes, safe_mode=False
-        )
-        if not twin.built:
-            twin.build(model.input_shape)
-        twin.set_weights(model.get_weights())
-        finalize_states(twin)
-    except Exception as error:
-        raise ValueError(
-            f'The model "{model.name}" cannot be made again from its config, so there is no quantised model of it: {error} Give '
-            "its classes a `get_config`."
-        ) from error
-    return twin
+_TRAINED: "weakref.WeakKeyDictionary[keras.Model, tuple[Plan, Epochs]]" = weakref.WeakKeyDictionary()
 
 
-def finalize_states(model: keras.Model) -> None:
-    """Lets layers with `adapt` make the constants that they compute with of weights that they were given."""
-    for layer in model._flatten_layers():
-        getattr(layer, "finalize_state", lambda: None)()
-
-
-_TRAINED: "weakref.WeakKeyDictionary[keras.Model, tuple[Plan, np.ndarray, set[str], str]]" = weakref.WeakKeyDictionary()
-
-
-def remember(model: keras.Model, rounding: Rounding) -> None:
+def remember(model: keras.Model, plan: Plan, epochs: Epochs) -> None:
     """Keeps, for as long as the model lives, the ranges that its weights were trained with."""
-    limits = keras.ops.convert_to_numpy(rounding.ranges.limits)
     with contextlib.suppress(TypeError):  # models of users that cannot be keys
-        _TRAINED[model] = (rounding.plan, limits, set(rounding.equal), _fingerprint(model))
+        _TRAINED[model] = plan, epochs
 
 
 def trained_with_rounding(model: keras.Model) -> QuantizedModel | None:
-    """The quantised model of a plain one, if its weights are still those that training with rounding left."""
-    found = _TRAINED.get(model)
-    if found is None or found[3] != _fingerprint(model):
+    """The quantised model of a plain one, if its weights are those that an epoch of training with rounding left."""
+    plan, epochs = _TRAINED.get(model, (None, None))
+    epoch = epochs.find(model) if epochs is not None else None
+    if plan is None or epoch is None:
         return None
-    quantized = QuantizedModel(copy_model(model), found[0], found[2])
-    quantized.ranges.limits.assign(found[1])
-    return quantized
+    return QuantizedModel(model, plan, epoch.equal, epoch.limits)  # no copy: what cannot be copied can be exported
 
 
-def _fingerprint(model: keras.Model) -> str:
-    digest = hashlib.blake2b()
-    for weight in model.get_weights():
-        digest.update(np.ascontiguousarray(weight).tobytes())
-    return digest.hexdigest()
+def quantized_parts(model: keras.Model) -> list[QuantizedModel]:
+    """The quantised models inside a model, which round by themselves."""
+    return [layer for layer in model._flatten_layers(include_self=False) if isinstance(layer, QuantizedModel)]

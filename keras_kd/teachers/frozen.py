@@ -7,6 +7,7 @@ import keras
 
 from keras_kd import _taps
 from keras_kd._outputs import output_kinds, shapes_agree
+from keras_kd.quantized._rounding import suspended
 from keras_kd.teachers._folding import find_pairs, folded
 
 
@@ -97,7 +98,7 @@ class FrozenTeacher(Teacher):
             x = self.preprocessing(x)
         names = list(layer_names)
         wanted = [_taps.find_layer(self.model, name, role="teacher") for name in names]
-        with folded(self._pairs, keep=wanted), _taps.record(self.model, names, role="teacher") as features:
+        with suspended(), folded(self._pairs, keep=wanted), _taps.record(self.model, names, role="teacher") as features:
             outputs = self.model(x, training=False)
         return outputs, features
 
