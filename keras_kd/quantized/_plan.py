@@ -143,9 +143,10 @@ class _Planner:
         if form is not None and form.has_between(call.layer, len(call.inputs[0].shape)):
             call.spot.inner["between"] = self.new(f"{call.name}, between")
         kind = _kinds.function_kind(getattr(call.layer, "activation", None))
-        if kind in (_kinds.CARRIER, _kinds.RELU):
-            folds = form is not None and form.folds and self.is_followed(call, _kinds.NORM)
-            self.finish(call, kind == _kinds.CARRIER and (folds or self.is_followed(call, _kinds.RELU)))
+        takes_relu = form is not None and form.takes_relu
+        if kind == _kinds.CARRIER or (kind == _kinds.RELU and takes_relu):
+            folds = form is not None and form.takes_norm(call.layer, call.inputs[0].shape) and self.is_followed(call, _kinds.NORM)
+            self.finish(call, kind == _kinds.CARRIER and (folds or (takes_relu and self.is_followed(call, _kinds.RELU))))
             return
         call.spot.inner["linear"] = self.new(f"{call.name}, before its activation")
         if kind == _kinds.FLOAT:  # its reader rounds what it gives

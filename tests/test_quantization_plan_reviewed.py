@@ -1,0 +1,162 @@
+"""What a review found in the plan of what is rounded: each of these was wrong once. Biases and statistics are random here."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers, ops
+
+from keras_kd import callbacks, export
+from keras_kd.quantized import _forms
+
+RNG = np.random.default_rng(0)
+
+
+def net(*parts, shape=(12, 12, 3)):
+    return keras.Sequential([keras.Input(shape), *parts])
+
+
+def randomised(model):
+    """The model with biases and statistics that folding must get right."""
+    rng = np.random.default_rng(0)
+    draws = {"gamma": lambda shape: rng.choice([-1, 1], shape, p=[0.2, 0.8]) * rng.uniform(0.5, 1.5, shape)}
+    draws |= {"moving_variance": lambda shape: rng.uniform(0.3, 2.0, shape)}
+    draws |= dict.fromkeys(("bias", "beta", "moving_mean"), lambda shape: 0.3 * rng.normal(size=shape))
+    for variable in model.variables:
+        if variable.name in draws:
+            variable.assign(draws[variable.name](variable.shape))
+    return model
+
+
+def quantized_file(model, tmp_path, *, shapes=None, quantization="int8", **options):
+    """A quantised model of random biases, the report of its file, and how many steps of the range each output is off."""
+    randomised(model)
+    shapes = [tensor.shape[1:] for tensor in model.inputs] if shapes is None else shapes
+    arrays = [RNG.normal(size=(128, *shape)).astype("float32") for shape in shapes]
+    x = arrays if len(arrays) > 1 else arrays[0]
+    quantized = callbacks.Quantization(calibration_data=x, **options).quantize(model)
+    report = export.to_litert(quantized, tmp_path / "m.tflite", quantization=quantization, check_data=x)
+    outputs = keras.tree.flatten(quantized.predict(x, verbose=0))
+    found = export.run_litert(report.path, x)
+    steps = [np.abs(a - b) / (np.ptp(b) / 255) for a, b in zip(found, outputs, strict=True)]
+    return quantized, report, steps
+
+
+def assert_integers_that_agree(model, tmp_path, **options):
+    quantized, report, steps = quantized_file(model, tmp_path, **options)
+    assert report.float_operators == ()
+    assert quantized.plan.floats == []
+    assert max(float(np.mean(one)) for one in steps) < 0.5
+    assert max(float(np.max(one)) for one in steps) < 3
+    assert report.agreement > 0.98
+    return report
+
+
+TAILS = {
+    "bias": (True, None, ()),
+    "bias, relu": (True, "relu", ()),
+    "bias, ReLU": (True, None, (layers.ReLU,)),
+    "ReLU": (False, None, (layers.ReLU,)),
+    "norm, ReLU": (False, None, (layers.BatchNormalization, layers.ReLU)),
+    "bias, norm": (True, None, (layers.BatchNormalization,)),
+}
+
+
+def followed(layer, tail, *arguments, **options):
+    """A layer, with what may follow it."""
+    use_bias, activation, after = TAILS[tail]
+    return [layer(*arguments, use_bias=use_bias, activation=activation, **options), *(part() for part in after)]
+
+
+@pytest.mark.parametrize("tail", TAILS)
+@pytest.mark.parametrize(
+    ("layer", "arguments"),
+    [
+        (layers.Conv1D, (4, 3)),
+        (layers.Conv2D, (4, 3)),
+        (layers.DepthwiseConv1D, (3,)),
+        (layers.DepthwiseConv2D, (3,)),
+        (layers.SeparableConv2D, (4, 3)),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_what_follows_a_dilated_convolution_is_a_part_of_it(layer, arguments, tail, tmp_path):
+    padding = "valid" if "norm" in tail else "same"
+    shape = (16, 3) if "1D" in layer.__name__ else (12, 12, 3)
+    parts = followed(layer, tail, *arguments, dilation_rate=2, padding=padding)
+    model = net(*parts, layers.Flatten(), layers.Dense(4), shape=shape)
+    report = assert_integers_that_agree(model, tmp_path)
+    convolutions = 2 if layer is layers.SeparableConv2D else 1
+    assert report.operators["CONV_2D"] == convolutions
+    assert {"SPACE_TO_BATCH_ND", "ADD", "MUL", "RELU"}.isdisjoint(report.operators)
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (layers.Conv2D(6, 3, dilation_rate=(2, 3), groups=3, activation="relu"), (12, 12, 3)),
+        (layers.Conv2D(4, (2, 4), dilation_rate=3, padding="same", activation="relu"), (11, 13, 3)),
+        (layers.DepthwiseConv2D((2, 3), dilation_rate=2, depth_multiplier=2, padding="same"), (11, 13, 3)),
+        (layers.Conv2D(4, 3, dilation_rate=2, data_format="channels_first", activation="relu"), (3, 12, 12)),
+        (layers.Conv1D(4, 3, dilation_rate=2, padding="causal", activation="relu"), (16, 3)),
+    ],
+    ids=["groups", "even kernel", "multiplier", "channels first", "causal"],
+)
+def test_dilated_convolutions_of_any_kind_are_integers(layer, shape, tmp_path):
+    layer = type(layer).from_config(layer.get_config())
+    assert_integers_that_agree(net(layer, layers.Flatten(), layers.Dense(4), shape=shape), tmp_path)
+
+
+def test_dilated_convolutions_of_four_bits_are_integers(tmp_path):
+    model = net(
+        layers.Conv2D(8, 3, dilation_rate=2, activation="relu"),
+        layers.DepthwiseConv2D(3, dilation_rate=2),
+        layers.GlobalAveragePooling2D(),
+        layers.Dense(4),
+    )
+    assert_integers_that_agree(model, tmp_path, quantization="int4", num_bits=4)
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("operation", [ops.conv, ops.depthwise_conv], ids=["conv", "depthwise"])
+@pytest.mark.parametrize("padding", ["same", "valid"])
+def test_dilated_convolutions_have_the_values_and_gradients_of_keras(operation, padding, jit_compile):
+    x = tf.constant(RNG.normal(size=(2, 9, 10, 3)).astype("float32"))
+    kernel = tf.constant(RNG.normal(size=(3, 2, 3, 2)).astype("float32"))
+    options = {"strides": (1, 1), "padding": padding, "dilation_rate": (2, 3), "data_format": "channels_last"}
+
+    def run(compute):
+        with tf.GradientTape() as tape:
+            tape.watch((x, kernel))
+            outputs = compute(x, kernel)
+            loss = tf.reduce_sum(outputs**2)
+        return outputs, tape.gradient(loss, (x, kernel))
+
+    ours = tf.function(lambda: run(lambda a, b: _forms._convolved(operation, a, b, options)), jit_compile=jit_compile)()
+    truth = run(lambda a, b: operation(a, b, **options))
+    for a, b in zip(keras.tree.flatten(ours), keras.tree.flatten(truth), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("tail", TAILS)
+@pytest.mark.parametrize("layer", [layers.Conv1DTranspose, layers.Conv2DTranspose])
+def test_what_follows_a_transposed_convolution_is_integers(layer, tail, tmp_path):
+    shape = (6, 3) if "1D" in layer.__name__ else (6, 6, 3)
+    model = net(*followed(layer, tail, 4, 3, strides=2, padding="same"), layers.Flatten(), layers.Dense(4), shape=shape)
+    assert "TRANSPOSE_CONV" in assert_integers_that_agree(model, tmp_path).operators
+
+
+def test_a_transposed_convolution_whose_bias_is_still_zero_is_integers(tmp_path):
+    model = net(layers.Conv2DTranspose(4, 3), layers.ReLU(), layers.Conv2DTranspose(4, 3, activation="relu"), shape=(6, 6, 3))
+    x = RNG.normal(size=(32, 6, 6, 3)).astype("float32")
+    quantized = callbacks.Quantization(calibration_data=x).quantize(model)
+    assert export.to_litert(quantized, tmp_path / "m.tflite", quantization="int8", check_data=x).float_operators == ()
+
+
+@pytest.mark.parametrize("tail", TAILS)
+@pytest.mark.parametrize("padding", ["same", "causal"])
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_convolutions_over_an_axis_of_unknown_length_are_integers(padding, dilation, tail, tmp_path):
+    parts = followed(layers.Conv1D, tail, 4, 3, padding=padding, dilation_rate=dilation)
+    model = net(*parts, layers.GlobalAveragePooling1D(), layers.Dense(4), shape=(None, 3))
+    assert_integers_that_agree(model, tmp_path, shapes=[(16, 3)])
