@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 from keras import layers, ops
 
-from keras_kd import callbacks, export
+from keras_kd import _taps, callbacks, export
 from keras_kd.quantized import _forms
 
 RNG = np.random.default_rng(0)
@@ -160,3 +160,66 @@ def test_convolutions_over_an_axis_of_unknown_length_are_integers(padding, dilat
     parts = followed(layers.Conv1D, tail, 4, 3, padding=padding, dilation_rate=dilation)
     model = net(*parts, layers.GlobalAveragePooling1D(), layers.Dense(4), shape=(None, 3))
     assert_integers_that_agree(model, tmp_path, shapes=[(16, 3)])
+
+
+@keras.saving.register_keras_serializable()
+class Twins(keras.Model):
+    """Layers of the same name, side by side and inside models of the same name."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.first, self.second = layers.Dense(8, name="d", activation="relu"), layers.Dense(8, name="d")
+        self.third, self.fourth = (
+            keras.Sequential([layers.Dense(8, name="d", activation="relu"), layers.Dense(size, name="e")], name="inner")
+            for size in (8, 4)
+        )
+        self.blocks = [layers.Dense(8, name="d", activation="relu") for _ in range(2)]
+        self.another_name_of_the_first = self.first
+
+    def call(self, x):
+        x = self.second(self.first(x))
+        for block in self.blocks:
+            x = block(x)
+        return self.fourth(self.third(x))
+
+    def get_config(self):
+        return {"name": self.name}
+
+
+TWINS = ["d", "d#2", "d#3", "d#4", "inner", "inner#2", "inner#2/d", "inner#2/e", "inner/d", "inner/e"]
+
+
+def twins():
+    model = Twins()
+    model(np.zeros((1, 6), "float32"))
+    return model
+
+
+def test_layers_of_the_same_name_are_all_found():
+    model = twins()
+    assert sorted(_taps.find_layers(model)) == TWINS
+    assert _taps.find_layer(model, "d#2") is model.second
+    assert _taps.find_layer(model, "inner#2/e") is model.fourth.layers[1]
+    with pytest.raises(ValueError, match=r'"e" is the name of several layers.*inner/e, inner#2/e'):
+        _taps.find_layer(model, "e")
+
+
+def test_layers_of_the_same_name_are_all_rounded(tmp_path):
+    quantized, report, _ = quantized_file(twins(), tmp_path, shapes=[(6,)])
+    assert sorted(quantized.plan.bits) == [path for path in TWINS if path not in ("inner", "inner#2")]
+    assert report.float_operators == ()
+    quantized.save(tmp_path / "m.keras")
+    x = RNG.normal(size=(8, 6)).astype("float32")
+    np.testing.assert_array_equal(keras.models.load_model(tmp_path / "m.keras")(x), quantized(x))
+
+
+def test_layers_of_the_same_name_are_all_pruned_and_clustered():
+    x, y = RNG.normal(size=(32, 6)).astype("float32"), RNG.integers(0, 4, size=32)
+    for callback in (callbacks.Pruning(0.5), callbacks.Clustering(4)):
+        model = twins()
+        model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        model.fit(x, y, verbose=0, callbacks=[callback])
+        kernels = [weight.numpy() for weight in model.weights if weight.name == "kernel"]
+        assert len(kernels) == 8
+        for kernel in kernels:
+            assert np.mean(kernel == 0) == 0.5 if isinstance(callback, callbacks.Pruning) else len(np.unique(kernel)) <= 4
