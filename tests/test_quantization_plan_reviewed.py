@@ -1,5 +1,7 @@
 """What a review found in the plan of what is rounded: each of these was wrong once. Biases and statistics are random here."""
 
+import json
+
 import keras
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from keras import layers, ops
 
 from keras_kd import _taps, callbacks, export
 from keras_kd.quantized import _forms
+from keras_kd.quantized._plan import Plan, make_plan
 
 RNG = np.random.default_rng(0)
 
@@ -223,3 +226,10 @@ def test_layers_of_the_same_name_are_all_pruned_and_clustered():
         assert len(kernels) == 8
         for kernel in kernels:
             assert np.mean(kernel == 0) == 0.5 if isinstance(callback, callbacks.Pruning) else len(np.unique(kernel)) <= 4
+
+
+def test_a_plan_of_numpy_bits_can_be_written_as_json():
+    model = net(layers.Dense(4, name="d"), shape=(6,))
+    plan = make_plan(model, lambda path, layer: np.int64(4), np.int64(8), tf.TensorSpec((None, 6)))
+    assert Plan.from_config(json.loads(json.dumps(plan.get_config()))) == plan
+    assert plan.bits == {"d": 4}

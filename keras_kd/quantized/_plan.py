@@ -236,7 +236,7 @@ def make_plan(model: keras.Model, bits_of: Callable[[str, Any], int | None], act
     Returns:
         A `Plan`.
     """
-    plan = Plan(activation_bits=activation_bits)
+    plan = Plan(activation_bits=None if activation_bits is None else int(activation_bits))  # NumPy's integers are not for JSON
     kinds, unwanted = {}, set()
     leaves = find_leaves(model)
     plan.leaves = [[path, type(layer).__name__] for path, layer in leaves.items()]
@@ -248,7 +248,7 @@ def make_plan(model: keras.Model, bits_of: Callable[[str, Any], int | None], act
                 kinds[path] = layer, _kinds.FLOAT
                 unwanted.add(path)
             else:
-                plan.bits[path] = bits
+                plan.bits[path] = int(bits)
     trace = _calls.trace(model, inputs)
     calls = [_Call(call, kinds[call.path][1]) for call in trace.calls]
     planner = _Planner(plan, calls, trace.graph, trace.outputs)
