@@ -233,3 +233,124 @@ def test_a_plan_of_numpy_bits_can_be_written_as_json():
     plan = make_plan(model, lambda path, layer: np.int64(4), np.int64(8), tf.TensorSpec((None, 6)))
     assert Plan.from_config(json.loads(json.dumps(plan.get_config()))) == plan
     assert plan.bits == {"d": 4}
+
+
+OPERATIONS = {
+    "relu": tf.nn.relu,
+    "clip": lambda x: ops.clip(x, -1.0, 1.0),
+    "uneven clip": lambda x: ops.clip(x, -0.7, 1.9),
+    "pad": lambda x: ops.pad(x, [[0, 0], [1, 1], [1, 1], [0, 0]]),
+    "slice": lambda x: x[:, 1:-1, ::2],
+    "concatenate": lambda x: ops.concatenate([x, x], -1),
+    "flip": lambda x: ops.flip(x, 1),
+    "roll": lambda x: ops.roll(x, 1, 1),
+    "split": lambda x: ops.split(x, 2, -1)[1],
+    "maximum": lambda x: ops.max(x, (1, 2), keepdims=True),
+    "mean": lambda x: ops.mean(x, (1, 2), keepdims=True),
+    "silu": tf.nn.silu,
+    "sigmoid": ops.sigmoid,
+    "sum": lambda x: x + 1.0,
+    "pad and relu": lambda x: tf.nn.relu(tf.pad(x, [[0, 0], [1, 1], [1, 1], [0, 0]])),
+    "relu and concatenation": lambda x: tf.concat([x, tf.nn.relu(x)], -1),
+    "square root": lambda x: ops.sqrt(ops.abs(x)),
+}
+
+
+@keras.saving.register_keras_serializable()
+class Own(layers.Layer):
+    def __init__(self, operation, **kwargs):
+        super().__init__(**kwargs)
+        self.operation = operation
+
+    def call(self, x):
+        return OPERATIONS[self.operation](x)
+
+    def get_config(self):
+        return super().get_config() | {"operation": self.operation}
+
+
+@keras.saving.register_keras_serializable()
+class Between(keras.Model):
+    def __init__(self, operation, **kwargs):
+        super().__init__(**kwargs)
+        self.operation = operation
+        self.first, self.second, self.head = layers.Conv2D(4, 3), layers.Conv2D(4, 1), layers.Dense(4)
+
+    def call(self, x):
+        x = self.second(OPERATIONS[self.operation](self.first(x)))
+        return self.head(tf.reduce_mean(x, (1, 2)))
+
+    def get_config(self):
+        return {"name": self.name, "operation": self.operation}
+
+
+def made(where, operation):
+    if where == "between layers":
+        model = Between(operation)
+        model(np.zeros((1, 12, 12, 3), "float32"))
+        return model
+    inputs = keras.Input((12, 12, 3))
+    x = layers.Conv2D(4, 3)(inputs)
+    x = Own(operation, name="own")(x) if where == "layer" else OPERATIONS[operation](x)
+    return keras.Model(inputs, layers.Dense(4)(layers.GlobalAveragePooling2D()(layers.Conv2D(4, 1)(x))))
+
+
+@pytest.mark.parametrize("where", ["layer", "between layers", "node"])
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_the_plan_names_operations_exactly_where_the_file_computes_them_in_float(operation, where, tmp_path):
+    if where == "node" and (operation in ("relu", "silu") or " and " in operation):
+        pytest.skip("TensorFlow's own functions make no nodes")
+    quantized, report, steps = quantized_file(made(where, operation), tmp_path, shapes=[(12, 12, 3)], quantization="auto")
+    assert bool(quantized.plan.floats) == bool(report.float_operators) == (operation == "square root")
+    if operation == "square root":
+        names = {"layer": ["own (Own)"], "between layers": ["Abs (between layers)", "Sqrt (between layers)"]}
+        assert quantized.plan.floats == names.get(where, ["absolute (Absolute)", "sqrt (Sqrt)"])
+    assert np.mean(steps[0]) < 0.8
+    assert np.max(steps[0]) < 4
+    assert report.agreement > 0.97
+
+
+@keras.saving.register_keras_serializable()
+class Residual(keras.Model):
+    """A block that is written in TensorFlow, but for its layers; its output is a function's."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.parts = [layers.Conv2D(4, 3, padding="same") for _ in range(2)]
+        self.head = layers.Dense(4)
+
+    def call(self, x):
+        x = self.parts[0](x[:, ::-1])
+        x = tf.nn.relu(x + self.parts[1](tf.nn.relu(x)))
+        return tf.nn.softmax(self.head(tf.reshape(x, (-1, 12 * 12 * 4))))
+
+    def get_config(self):
+        return {"name": self.name}
+
+
+def test_a_residual_block_of_tensorflow_s_operations_is_integers(tmp_path):
+    model = Residual()
+    model(np.zeros((1, 12, 12, 3), "float32"))
+    quantized, report, _ = quantized_file(model, tmp_path, shapes=[(12, 12, 3)])
+    assert quantized.plan.floats == []
+    assert report.max_difference < 0.05
+
+
+def test_operations_on_the_raw_input_and_on_the_output_are_named(tmp_path):
+    @keras.saving.register_keras_serializable()
+    class Raw(keras.Model):
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            self.head = layers.Dense(4)
+
+        def call(self, x):
+            return tf.nn.relu(self.head(x * 0.5))
+
+        def get_config(self):
+            return {"name": self.name}
+
+    model = Raw()
+    model(np.zeros((1, 6), "float32"))
+    quantized, report, _ = quantized_file(model, tmp_path, shapes=[(6,)], quantization="auto")
+    assert quantized.plan.floats == ["Mul (between layers)", "Relu (between layers)"]
+    assert report.float_operators == ("MUL", "RELU")
