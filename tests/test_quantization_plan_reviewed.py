@@ -354,3 +354,30 @@ def test_operations_on_the_raw_input_and_on_the_output_are_named(tmp_path):
     quantized, report, _ = quantized_file(model, tmp_path, shapes=[(6,)], quantization="auto")
     assert quantized.plan.floats == ["Mul (between layers)", "Relu (between layers)"]
     assert report.float_operators == ("MUL", "RELU")
+
+
+@pytest.mark.filterwarnings("ignore:These stay in float")  # TimeDistributed
+def test_a_batch_normalisation_inside_of_another_layer_is_frozen_too():
+    norm = layers.BatchNormalization()
+    model = net(layers.TimeDistributed(norm), layers.Flatten(), layers.Dense(3), shape=(4, 2))
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    x, y = 3 + RNG.normal(size=(64, 4, 2)).astype("float32"), np.arange(64) % 3
+    means = []
+    for freeze_step in (None, 0):
+        for _ in range(2):
+            model.fit(x[:16], y[:16], verbose=0, callbacks=[callbacks.Quantization(freeze_step=freeze_step, calibration_data=x)])
+            means.append(norm.moving_mean.numpy())
+    assert not np.array_equal(means[0], means[1])
+    np.testing.assert_array_equal(means[1], means[2])
+    np.testing.assert_array_equal(means[2], means[3])
+
+
+def test_outputs_that_other_layers_read_too_are_integers(tmp_path):
+    inputs = keras.Input((12, 12, 3))
+    first = layers.Conv2D(4, 3)(inputs)
+    second = layers.BatchNormalization()(first)
+    head = layers.Dense(4)(layers.GlobalAveragePooling2D()(layers.ReLU()(second)))
+    quantized, report, steps = quantized_file(keras.Model(inputs, [head, first, second]), tmp_path)
+    assert report.float_operators == ()
+    assert quantized.plan.floats == []
+    assert max(float(np.mean(one)) for one in steps) < 0.5

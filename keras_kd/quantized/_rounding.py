@@ -75,9 +75,17 @@ class Rounding:
             for path, layer in self.leaves.items():
                 if (stand_in := passage.stand_in(path, layer)) is not None:
                     stack.enter_context(_taps.replace(layer, stand_in))
+            for layer in self._inner_norms() if freeze else ():
+                stack.enter_context(_taps.replace(layer, _in_inference))
             yield
         if update:
             passage.store()
+
+    def _inner_norms(self) -> list[Any]:
+        """Batch normalisations inside of layers that are taken as a whole, such as `TimeDistributed`."""
+        leaves = {id(layer) for layer in self.leaves.values()}
+        layers = self.model._flatten_layers(include_self=False)
+        return [each for each in layers if isinstance(each, keras.layers.BatchNormalization) and id(each) not in leaves]
 
     def rounded_kernel(self, path: str, name: str) -> Any:
         """A kernel as integers would hold it, with a leading axis of one for convolutions over one axis."""
@@ -207,6 +215,10 @@ class _Pass:
         finite = tf.math.is_finite(low) & tf.math.is_finite(high)  # an overflow of half precision must not stay
         moved = [old + (new - old) * self.rate for old, new in zip(self.old[number], (low, high), strict=True)]
         self.now[number] = [tf.where(finite, new, old) for old, new in zip(self.old[number], moved, strict=True)]
+
+
+def _in_inference(call: Any, *args: Any, **kwargs: Any) -> Any:
+    return call(*args, **kwargs | {"training": False})
 
 
 def _with_logits_of(x: Any, rounded: Any) -> Any:
