@@ -51,7 +51,7 @@ def find_leaves(model: keras.Model) -> dict[str, Any]:
     for prefix, owner in [("", model), *((path + "/", layer) for path, layer in layers.items())]:
         for operation in getattr(owner, "operations", ()) if isinstance(owner, keras.Model) else ():
             if not isinstance(operation, keras.layers.Layer):
-                found.setdefault(prefix + operation.name, operation)
+                found.setdefault(_taps.free_path(found, prefix + operation.name, operation), operation)
     return found
 
 

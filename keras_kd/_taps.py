@@ -1,6 +1,7 @@
 """What flows through a layer? Reads, or replaces, what layers give during one ordinary forward pass, on any Keras model."""
 
 import contextlib
+import itertools
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -10,18 +11,28 @@ import tensorflow as tf
 
 
 def find_layers(model: keras.Model) -> dict[str, keras.layers.Layer]:
-    """All layers inside `model` by path: `"conv1"`, `"backbone/block3/conv"`."""
+    """All layers inside `model` by path: `"conv1"`, `"backbone/block3/conv"`.
+
+    Where a subclassed model, or a layer with parts, holds several of the same name, those after the first have a number at theirs:
+    `"conv"`, `"conv#2"`, `"conv#3"`, and `"block#2/conv"` for a part of the second block.
+    """
     found: dict[str, keras.layers.Layer] = {}
 
     def walk(owner: Any, prefix: str) -> None:
         for layer in owner._flatten_layers(include_self=False, recursive=False):
-            path = prefix + layer.name
+            path = free_path(found, prefix + layer.name, layer)
             if path not in found and not isinstance(layer, keras.layers.InputLayer):
                 found[path] = layer
                 walk(layer, path + "/")
 
     walk(model, "")
     return found
+
+
+def free_path(found: dict[str, Any], path: str, layer: Any) -> str:
+    """The path of a layer: this one, with a number behind it if other layers have it already."""
+    paths = itertools.chain([path], (f"{path}#{number}" for number in itertools.count(2)))
+    return next(each for each in paths if found.get(each, layer) is layer)
 
 
 def find_layer(model: keras.Model, name: str, *, role: str = "model", argument: str = "layer_name") -> keras.layers.Layer:
@@ -34,7 +45,7 @@ def find_layer(model: keras.Model, name: str, *, role: str = "model", argument: 
     name = name.split(":")[0]
     if name in layers:
         return layers[name]
-    paths = [path for path in layers if path.split("/")[-1] == name]
+    paths = [path for path, layer in layers.items() if layer.name == name]
     if len(paths) == 1:
         return layers[paths[0]]
     problem = f'"{name}" is the name of several layers of' if paths else f'No layer "{name}" in'

@@ -137,6 +137,7 @@ class Named(keras.Model):
         return self.d(inputs=tf.nn.relu(x))
 
 
+@pytest.mark.filterwarnings("ignore:These stay in float")  # the ReLU of the input
 def test_layers_that_are_called_with_keywords_are_rounded():
     model = Named()
     model(X)

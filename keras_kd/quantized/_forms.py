@@ -6,6 +6,7 @@ Layers over one axis are written as those over two, as LiteRT has them: only so 
 from collections.abc import Callable
 from typing import Any
 
+import tensorflow as tf
 from keras import layers, ops
 
 Weight = Callable[[str], Any]  # gives a rounded kernel by its name
@@ -27,17 +28,17 @@ def _embedding(layer: Any, x: Any, weight: Weight, between: Between) -> Any:
 
 def _conv(layer: Any, x: Any, weight: Weight, between: Between) -> Any:
     x, options, flat = _widened(layer, x)
-    return flat(_biased(layer, ops.conv(x, weight("kernel"), **options)))
+    return flat(_biased(layer, _convolved(ops.conv, x, weight("kernel"), options)))
 
 
 def _depthwise(layer: Any, x: Any, weight: Weight, between: Between) -> Any:
     x, options, flat = _widened(layer, x)
-    return flat(_biased(layer, ops.depthwise_conv(x, weight("kernel"), **options)))
+    return flat(_biased(layer, _convolved(ops.depthwise_conv, x, weight("kernel"), options)))
 
 
 def _separable(layer: Any, x: Any, weight: Weight, between: Between) -> Any:
     x, options, flat = _widened(layer, x)
-    x = between(ops.depthwise_conv(x, weight("depthwise_kernel"), **options))
+    x = between(_convolved(ops.depthwise_conv, x, weight("depthwise_kernel"), options))
     return flat(_biased(layer, ops.conv(x, weight("pointwise_kernel"), data_format=layer.data_format)))
 
 
@@ -65,6 +66,41 @@ def _widened(layer: Any, x: Any) -> tuple[Any, dict[str, Any], Callable[[Any], A
     return ops.expand_dims(x, 1), options | wide, lambda outputs: ops.squeeze(outputs, 1)
 
 
+def _convolved(operation: Callable[..., Any], x: Any, kernel: Any, options: dict[str, Any]) -> Any:
+    """A convolution over two axes.
+
+    TensorFlow writes one with a dilation as SPACE_TO_BATCH, convolution, BATCH_TO_SPACE; what follows would not be folded into it.
+    As an attribute it has a dilation forwards alone, and for all kinds of processors only where it is no depthwise one; that is
+    the same as a convolution with a group for each channel. Gradients are those of Keras' convolution.
+    """
+    if max(options["dilation_rate"]) == 1:
+        return operation(x, kernel, **options)
+
+    @tf.custom_gradient
+    def dilated(x: Any, kernel: Any) -> tuple[Any, Any]:
+        def gradient(upstream: Any) -> Any:
+            with tf.GradientTape() as tape:
+                tape.watch((x, kernel))
+                outputs = operation(x, kernel, **options)
+            return tape.gradient(outputs, (x, kernel), upstream)
+
+        filters = kernel
+        if operation is ops.depthwise_conv:
+            height, width, channels, multiplier = kernel.shape
+            filters = tf.reshape(kernel, (height, width, 1, channels * multiplier))
+        first = options["data_format"] == "channels_first"
+        outputs = tf.nn.conv2d(
+            tf.transpose(x, (0, 2, 3, 1)) if first else x,
+            filters,
+            options["strides"],
+            options["padding"].upper(),
+            dilations=options["dilation_rate"],
+        )
+        return tf.transpose(outputs, (0, 3, 1, 2)) if first else outputs, gradient
+
+    return dilated(x, kernel)
+
+
 def _biased(layer: Any, outputs: Any) -> Any:
     if layer.bias is None:
         return outputs
@@ -81,21 +117,25 @@ class Form:
             activation.
         kernels: names of the kernels.
         per_channel: whether each output channel may have its own range: the converter fails where kernels are transposed.
-        folds: whether a batch normalisation after it becomes a part of it.
+        takes_relu: whether a ReLU after it becomes a part of it. After a transposed convolution it does only where there is a bias
+            that is not zero.
     """
 
-    def __init__(self, compute: Callable[..., Any], *kernels: str, per_channel: bool = True) -> None:
-        self.compute, self.kernels, self.per_channel = compute, kernels, per_channel
+    def __init__(self, compute: Callable[..., Any], *kernels: str, per_channel: bool = True, takes_relu: bool = True) -> None:
+        self.compute, self.kernels, self.per_channel, self.takes_relu = compute, kernels, per_channel, takes_relu
 
     def has_between(self, layer: Any, rank: int) -> bool:
         """Whether something is rounded between its parts, for inputs of this many axes: the converter reshapes before a bias."""
         reshapes = self.compute is _einsum or (self.compute is _dense and rank > 2)
         return len(self.kernels) > 1 or (reshapes and layer.bias is not None)
 
-    @property
-    def folds(self) -> bool:
-        """The converter multiplies channels into kernels that have a range for each."""
-        return self.per_channel
+    def takes_norm(self, layer: Any, shape: Any) -> bool:
+        """Whether a batch normalisation after it becomes a part of it, for inputs of this shape.
+
+        The converter multiplies channels into kernels that have a range for each; with a length that it does not know it takes
+        nothing past the axis that is put in for layers over one.
+        """
+        return self.per_channel and (layer.rank == 2 or shape[1] is not None)
 
 
 FORMS: dict[Any, Form] = {
@@ -108,8 +148,8 @@ FORMS: dict[Any, Form] = {
     layers.DepthwiseConv2D: Form(_depthwise, "kernel"),
     layers.SeparableConv1D: Form(_separable, "depthwise_kernel", "pointwise_kernel"),
     layers.SeparableConv2D: Form(_separable, "depthwise_kernel", "pointwise_kernel"),
-    layers.Conv1DTranspose: Form(_transposed, "kernel", per_channel=False),
-    layers.Conv2DTranspose: Form(_transposed, "kernel", per_channel=False),
+    layers.Conv1DTranspose: Form(_transposed, "kernel", per_channel=False, takes_relu=False),
+    layers.Conv2DTranspose: Form(_transposed, "kernel", per_channel=False, takes_relu=False),
 }
 
 

@@ -3,15 +3,16 @@
 import bisect
 import dataclasses
 from collections.abc import Callable
+from operator import itemgetter
 from typing import Any
 
 import keras
-import tensorflow as tf
 
 from keras_kd import _calls
 from keras_kd._calls import find_leaves
-from keras_kd.quantized import _kinds
+from keras_kd.quantized import _kinds, _operations
 from keras_kd.quantized._forms import form_of
+from keras_kd.quantized._operations import consumers, is_float, key_of, source_of
 from keras_kd.quantized._quantizers import FIXED_RANGES
 
 
@@ -85,12 +86,17 @@ def match_leaves(model: keras.Model, plan: Plan) -> dict[str, Any]:
 class _Call:
     """A call of a layer, and what is planned for it."""
 
-    def __init__(self, call: _calls.Call, kind: str) -> None:
+    def __init__(self, call: _calls.Call, kind: str, unwanted: bool) -> None:
         self.path, self.name, self.layer, self.inputs = call.path, call.name, call.layer, call.inputs
-        self.start, self.end, self.kind = call.start, call.end, kind
-        single = len(call.outputs) == 1 and _is_float(call.outputs[0])
+        self.start, self.end, self.kind, self.outputs = call.start, call.end, kind, call.outputs
+        single = len(call.outputs) == 1 and is_float(call.outputs[0])
         self.output = call.outputs[0] if single else None  # None for layers that give several tensors, or no floats
-        self.spot = Spot(kind, [None] * len(call.inputs))
+        self.fixed = ""  # the name of the function, for the kind FIXED
+        if kind == _kinds.FIXED:
+            self.fixed = _kinds.fixed_name(call.layer)
+        elif kind == _kinds.FLOAT and self.output is not None and not unwanted:
+            self.kind, self.fixed = _operations.kind_of_call(call.inputs, self.output)
+        self.spot = Spot(self.kind, [None] * len(call.inputs))
 
 
 class _Planner:
@@ -99,8 +105,8 @@ class _Planner:
     def __init__(self, plan: Plan, calls: list[_Call], graph: Any, outputs: list[Any]) -> None:
         self.plan, self.calls = plan, calls
         self.places = {operation.name: place for place, operation in enumerate(graph.get_operations())}
-        self.outputs = {_key(tensor) for tensor in outputs}
-        self.made = {_key(call.output): call for call in calls if call.output is not None and not _is_input(call)}
+        self.results, self.outputs = outputs, {key_of(tensor) for tensor in outputs}
+        self.made = {key_of(call.output): call for call in calls if call.output is not None and not _is_input(call)}
         self.ranges: dict[int, int] = {}  # by key of the tensor
         self.inside: set[int] = set()  # tensors between the parts of a group
         self.at_readers: set[int] = set()  # tensors that no layer gives: who reads them rounds them
@@ -111,7 +117,7 @@ class _Planner:
         for call in self.calls:
             if id(call) in self.done:
                 continue
-            known = [tensor for tensor in call.inputs if _key(tensor) in self.ranges.keys() | self.inside]
+            known = [tensor for tensor in call.inputs if key_of(tensor) in self.ranges.keys() | self.inside]
             if call.kind == _kinds.KERNEL or (known and call.kind != _kinds.FLOAT):
                 self.quantize(call)
 
@@ -122,17 +128,17 @@ class _Planner:
         if call.output is None or _is_input(call):
             return
         if call.kind in (_kinds.CARRIER, _kinds.POOL):
-            self.carry(call, numbers[0])
+            self.carry(call, next((number for number in numbers if number is not None), None))
         elif call.kind == _kinds.JOINT:
             self.join(call, numbers)
         elif call.kind == _kinds.KERNEL:
             self.finish_kernel(call)
         elif call.kind == _kinds.NORM:
-            if _key(call.inputs[0]) not in self.inside:
+            if key_of(call.inputs[0]) not in self.inside:
                 call.spot.inner["product"] = self.new(f"{call.name}, product")
             self.finish(call, self.is_followed(call, _kinds.RELU))
         elif call.kind == _kinds.FIXED:
-            self.finish(call, False, FIXED_RANGES[_kinds.fixed_name(call.layer)])
+            self.finish(call, False, FIXED_RANGES[call.fixed])
         else:
             fuses = type(call.layer).__name__ in _kinds.FOLLOWED_BY_RELU
             self.finish(call, fuses and self.is_followed(call, _kinds.RELU))
@@ -143,9 +149,10 @@ class _Planner:
         if form is not None and form.has_between(call.layer, len(call.inputs[0].shape)):
             call.spot.inner["between"] = self.new(f"{call.name}, between")
         kind = _kinds.function_kind(getattr(call.layer, "activation", None))
-        if kind in (_kinds.CARRIER, _kinds.RELU):
-            folds = form is not None and form.folds and self.is_followed(call, _kinds.NORM)
-            self.finish(call, kind == _kinds.CARRIER and (folds or self.is_followed(call, _kinds.RELU)))
+        takes_relu = form is not None and form.takes_relu
+        if kind == _kinds.CARRIER or (kind == _kinds.RELU and takes_relu):
+            folds = form is not None and form.takes_norm(call.layer, call.inputs[0].shape) and self.is_followed(call, _kinds.NORM)
+            self.finish(call, kind == _kinds.CARRIER and (folds or (takes_relu and self.is_followed(call, _kinds.RELU))))
             return
         call.spot.inner["linear"] = self.new(f"{call.name}, before its activation")
         if kind == _kinds.FLOAT:  # its reader rounds what it gives
@@ -157,22 +164,22 @@ class _Planner:
     def finish(self, call: _Call, inside: bool, fixed: tuple[float, float] | None = None) -> None:
         """Gives the output a range, unless it is inside a group."""
         if inside:
-            self.inside.add(_key(call.output))
+            self.inside.add(key_of(call.output))
         else:
-            call.spot.output = self.ranges[_key(call.output)] = self.new(call.name, fixed)
+            call.spot.output = self.ranges[key_of(call.output)] = self.new(call.name, fixed)
 
     def carry(self, call: _Call, number: int | None) -> None:
         """The output has the range of the input."""
         if number is not None:
-            self.ranges[_key(call.output)] = number
+            self.ranges[key_of(call.output)] = number
             call.spot.output = number if call.kind == _kinds.POOL else None
 
     def join(self, call: _Call, numbers: list[int | None]) -> None:
         """Inputs that nobody else reads take the range of the output; the converter rounds the others a second time."""
         self.finish(call, False)
-        shared = self.ranges[_key(call.output)]
+        shared = self.ranges[key_of(call.output)]
         for place, number in enumerate(numbers):
-            key = _key(call.inputs[place])
+            key = key_of(call.inputs[place])
             maker = self.made.get(key)
             alone = len(self.readers(call.inputs[place])) == 1 and key not in self.outputs
             if key in self.at_readers:
@@ -182,20 +189,30 @@ class _Planner:
 
     def range_of_input(self, call: _Call, place: int) -> int | None:
         """The range of an input, which is made if it has none; None inside a group, and for what is no float."""
-        key = _key(call.inputs[place])
-        if not _is_float(call.inputs[place]) or key in self.inside:
+        tensor = call.inputs[place]
+        if not is_float(tensor):
+            return None
+        number = self.range_of(tensor, f"input {place} of {call.name}")
+        if key_of(tensor) in self.at_readers:
+            call.spot.inputs[place] = number
+        return number
+
+    def range_of(self, tensor: Any, name: str) -> int | None:
+        """The range of a tensor, by this name if one is made."""
+        key = key_of(tensor)
+        if key in self.inside:
             return None
         maker = self.made.get(key)
         if key not in self.ranges:
             if maker is None:
-                self.ranges[key] = self.new(f"input {place} of {call.name}")
+                origin = _operations.moved_from(tensor)
+                number = None if key_of(origin) == key else self.range_of(origin, name)
+                self.ranges[key] = self.new(name) if number is None else number
                 self.at_readers.add(key)
             elif maker.kind == _kinds.FLOAT or id(maker) in self.done:
                 maker.spot.output = self.ranges[key] = self.new(maker.name)
             else:
                 self.quantize(maker)
-        if key in self.at_readers:
-            call.spot.inputs[place] = self.ranges[key]
         return self.ranges.get(key)
 
     def new(self, name: str, fixed: tuple[float, float] | None = None) -> int:
@@ -209,13 +226,33 @@ class _Planner:
     def is_followed(self, call: _Call, kind: str) -> bool:
         """Whether all that reads the output is one call of this kind."""
         readers = self.readers(call.output)
-        return len(readers) == 1 and readers[0] is not None and readers[0].kind == kind and _key(call.output) not in self.outputs
+        return len(readers) == 1 and readers[0] is not None and readers[0].kind == kind and key_of(call.output) not in self.outputs
 
     def readers(self, tensor: Any) -> list[_Call | None]:
         """The calls that read a tensor, each once; None stands for operations outside of all layers."""
-        maker = self.made.get(_key(tensor))
-        found = {id(call): call for call in map(self._call_of, _consumers(_source(tensor))) if call is not maker}
+        maker = self.made.get(key_of(tensor))
+        found = {id(call): call for call in map(self._call_of, consumers(source_of(tensor))) if call is not maker}
         return list(found.values())
+
+    def name_floats(self, inputs: list[Any], unwanted: set[str]) -> list[str]:
+        """Layers, and operations between them, that compute in float, but for those that nobody wants in integers."""
+        whole: list[_Call] = []
+        found: list[tuple[int, str, _Call | None]] = []
+        for call in self.calls:
+            known = id(call) in self.done and call.kind != _kinds.FLOAT
+            if known or call.output is None or not _operations.operations_between(set(map(key_of, call.inputs)), call.output):
+                whole.append(call)  # nothing is known of what is inside
+                if not known and call.output is not None:
+                    found.append((call.start, call.path, call))
+        given = {key_of(tensor) for tensor in (*inputs, *(tensor for call in whole for tensor in call.outputs))}
+        read = [tensor for tensor in (*self.results, *(tensor for call in whole for tensor in call.inputs)) if is_float(tensor)]
+        ranges = set(self.ranges) | self.inside
+        for operation in _operations.floats_between(given, read, ranges, ranges):
+            maker = self._call_of(operation)
+            place, name = (self.places[operation.name], operation.type) if maker is None else (maker.start, maker.path)
+            found.append((place, name, maker))
+        wanted = [(name, call) for _, name, call in sorted(found, key=itemgetter(0)) if call is None or name not in unwanted]
+        return [f"{name} ({'between layers' if call is None else type(call.layer).__name__})" for name, call in wanted]
 
     def _call_of(self, operation: Any) -> _Call | None:
         place = self.places[operation.name]
@@ -235,7 +272,7 @@ def make_plan(model: keras.Model, bits_of: Callable[[str, Any], int | None], act
     Returns:
         A `Plan`.
     """
-    plan = Plan(activation_bits=activation_bits)
+    plan = Plan(activation_bits=None if activation_bits is None else int(activation_bits))  # NumPy's integers are not for JSON
     kinds, unwanted = {}, set()
     leaves = find_leaves(model)
     plan.leaves = [[path, type(layer).__name__] for path, layer in leaves.items()]
@@ -247,19 +284,19 @@ def make_plan(model: keras.Model, bits_of: Callable[[str, Any], int | None], act
                 kinds[path] = layer, _kinds.FLOAT
                 unwanted.add(path)
             else:
-                plan.bits[path] = bits
+                plan.bits[path] = int(bits)
     trace = _calls.trace(model, inputs)
-    calls = [_Call(call, kinds[call.path][1]) for call in trace.calls]
+    calls = [_Call(call, kinds[call.path][1], call.path in unwanted) for call in trace.calls]
     planner = _Planner(plan, calls, trace.graph, trace.outputs)
     if activation_bits is not None:
         planner.run()
     for call in calls:
         plan.spots.setdefault(call.path, []).append(call.spot)
     plan.bits = {path: bits for path, bits in plan.bits.items() if path in plan.spots}
-    for call in calls:
-        lost = call.kind == _kinds.FLOAT or (activation_bits is not None and id(call) not in planner.done)
-        if lost and call.path not in unwanted and call.output is not None and call.kind not in (_kinds.CARRIER, _kinds.POOL):
-            plan.floats.append(f"{call.path} ({type(call.layer).__name__})")
+    if activation_bits is None:
+        plan.floats = [f"{call.path} ({type(call.layer).__name__})" for call in calls if _is_left(call, unwanted)]
+    else:
+        plan.floats += planner.name_floats(trace.inputs, unwanted)
     plan.floats = list(dict.fromkeys(plan.floats))
     return _compressed(plan)
 
@@ -277,41 +314,11 @@ def _compressed(plan: Plan) -> Plan:
     return plan
 
 
+def _is_left(call: _Call, unwanted: set[str]) -> bool:
+    """Whether integers cannot compute it, although somebody wants them."""
+    return call.kind == _kinds.FLOAT and call.output is not None and call.path not in unwanted
+
+
 def _is_input(call: _Call) -> bool:
     """Whether it gives its input on: dropout in inference."""
-    return any(_key(call.output) == _key(tensor) for tensor in call.inputs)
-
-
-def _consumers(tensor: Any) -> list[Any]:
-    """The operations that read a tensor's values."""
-    found: list[Any] = []
-    for operation in tensor.consumers():
-        if _is_transparent(operation):
-            found += _consumers(operation.outputs[0])
-        elif operation.type != "Shape":
-            found.append(operation)
-    return found
-
-
-def _key(tensor: Any) -> int:
-    """The same for all tensors of the same values."""
-    return id(_source(tensor))
-
-
-def _source(tensor: Any) -> Any:
-    """The tensor whose values it has, in whatever precision."""
-    operation = getattr(tensor, "op", None)
-    while operation is not None and _is_transparent(operation):
-        tensor = operation.inputs[0]
-        operation = tensor.op
-    return tensor
-
-
-def _is_transparent(operation: Any) -> bool:
-    return operation.type == "Identity" or (
-        operation.type == "Cast" and all(_is_float(t) for t in (*operation.inputs, *operation.outputs))
-    )
-
-
-def _is_float(tensor: Any) -> bool:
-    return tf.is_tensor(tensor) and tensor.dtype.is_floating
+    return any(key_of(call.output) == key_of(tensor) for tensor in call.inputs)

@@ -413,6 +413,7 @@ class Subclassed(keras.Model):
         return super().get_config() | {"units": self.units}
 
 
+@pytest.mark.filterwarnings("ignore:These stay in float")  # operations between the layers
 def test_subclassed_models_are_rounded_where_their_layers_stand():
     model = Subclassed()
     model(X)
@@ -471,6 +472,7 @@ class Listed(keras.Model):
         return self.head(x)
 
 
+@pytest.mark.filterwarnings("ignore:These stay in float")  # operations between the layers
 @pytest.mark.parametrize("kind", ["composite", "listed"])
 def test_layers_whose_names_differ_in_a_copy_are_found_again(kind, tmp_path):
     x = X[:, :2, :2].reshape(64, 8)
