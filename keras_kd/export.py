@@ -16,7 +16,8 @@ import tensorflow as tf
 from keras_kd import _agreement, _files, _litert, _samples
 from keras_kd.callbacks import Quantization
 from keras_kd.quantized import QuantizedModel
-from keras_kd.quantized.model import finalize_states, trained_with_rounding
+from keras_kd.quantized._copying import copy_model
+from keras_kd.quantized.model import quantized_parts, trained_with_rounding
 
 _MODES = ("auto", "float32", "float16", "dynamic", "int8", "int4")
 # Largest difference allowed, relative to the largest output: for files that round as the model does, and for those that do not.
@@ -350,8 +351,7 @@ def _quantized(model: keras.Model, bits: int, data: Any) -> QuantizedModel:
 
 def _integers_of_parts(model: keras.Model) -> str | None:
     """What the quantised models inside of a plain one ask for; None if there are none."""
-    parts = [layer for layer in model._flatten_layers(include_self=False) if isinstance(layer, QuantizedModel)]
-    found = set() if isinstance(model, QuantizedModel) else {_integers_of(part) for part in parts}
+    found = set() if isinstance(model, QuantizedModel) else {_integers_of(part) for part in quantized_parts(model)}
     return "int8" if len(found) > 1 else next(iter(found), None)
 
 
@@ -452,23 +452,10 @@ def _in_float32(model: keras.Model) -> keras.Model:
     policies = {layer.dtype_policy.name for layer in model._flatten_layers() if layer.compute_dtype in others}
     if not policies:
         return model
-
-    def rename(node: Any) -> Any:
-        if isinstance(node, dict):
-            return {key: rename(value) for key, value in node.items()}
-        if isinstance(node, list | tuple):
-            return type(node)(rename(value) for value in node)
-        return "float32" if isinstance(node, str) and node in policies.union(others) else node
-
     try:
-        twin = type(model).from_config(rename(model.get_config()))
-        if not twin.built:
-            twin.build(model.input_shape)
-        twin.set_weights([np.asarray(w, "float32") if w.dtype.kind == "f" else w for w in model.get_weights()])
-        finalize_states(twin)
-    except Exception as error:
+        return copy_model(model, dtype="float32")
+    except ValueError as error:
         raise ValueError(
             f'"{model.name}" computes in {", ".join(sorted(policies))}, LiteRT in float32, and the model cannot be rebuilt from '
             "its config in float32. Build it with the float32 policy, and set the weights."
         ) from error
-    return twin

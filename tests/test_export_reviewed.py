@@ -38,6 +38,7 @@ def far_from_float(model):
 # What the file is compared with
 
 
+@pytest.mark.filterwarnings("ignore:These stay in float")  # of the recurrent one
 @pytest.mark.parametrize("how", ["after training", "trained", "recurrent"])
 def test_a_plain_model_is_told_how_far_its_file_is_from_itself(how, tmp_path):
     x, options = X, {"representative_data": X, "quantization": "int4"}

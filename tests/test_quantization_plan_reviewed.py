@@ -295,6 +295,7 @@ def made(where, operation):
     return keras.Model(inputs, layers.Dense(4)(layers.GlobalAveragePooling2D()(layers.Conv2D(4, 1)(x))))
 
 
+@pytest.mark.filterwarnings("ignore:These stay in float")  # the names are looked at
 @pytest.mark.parametrize("where", ["layer", "between layers", "node"])
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_the_plan_names_operations_exactly_where_the_file_computes_them_in_float(operation, where, tmp_path):
