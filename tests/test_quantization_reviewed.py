@@ -163,3 +163,11 @@ def test_a_calibration_that_failed_is_not_taken_for_one():
     for _ in range(2):
         with pytest.raises(ValueError, match="must be finite"):
             model.fit(X, Y, verbose=0, callbacks=[quantization])
+
+
+def test_bits_and_steps_may_be_numpys_integers():
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(3, name="d")])
+    callback = keras_kd.callbacks.Quantization({"d": np.int64(4)}, activation_bits=np.int32(8), start_step=np.int64(0))
+    model.compile("sgd", "mse")
+    model.fit(np.ones((8, 4)), np.ones((8, 3)), verbose=0, callbacks=[callback])
+    assert callback.quantized_model().plan.bits == {"d": 4}

@@ -1,6 +1,7 @@
 """How does a model learn to live with integers? Quantization-aware training as a plain callback, on TF-MOT's fake quantisation."""
 
 import enum
+import numbers
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
@@ -55,8 +56,8 @@ class Quantization(keras.callbacks.Callback):
     so that its values stay few.
 
     Args:
-        num_bits: bits of the kernels, 2 to 16; or a dict of bits by choice of layers, in place of `layers`. LiteRT files have 8,
-            or 4.
+        num_bits: bits of the kernels, 2 to 16; or a dict of bits by choice of layers, in place of `layers`, of which the first that
+            takes a layer counts. LiteRT files have 8, or 4.
         layers: which layers with kernels: None for all; a name or path, a layer class, a function of a layer, or a list of these.
         activation_bits: bits of the activations, 2 to 16; None rounds kernels alone.
         calibration_data: inputs that ranges are measured on before the first step: an array, or arrays nested as the model takes
@@ -109,7 +110,7 @@ class Quantization(keras.callbacks.Callback):
         if activation_bits is not None:
             _check_bits("activation_bits", activation_bits)
         for name, step in (("start_step", start_step), ("freeze_step", freeze_step)):
-            if step is not None and (isinstance(step, bool) or not isinstance(step, int) or step < 0):
+            if step is not None and (isinstance(step, bool) or not isinstance(step, numbers.Integral) or step < 0):
                 raise ValueError(f"`{name}` must be a whole number of steps, 0 or more. Received: {name}={step!r}.")
         if freeze_step is not None and freeze_step < start_step:
             raise ValueError(
@@ -466,7 +467,7 @@ def _warn_of_floats(rounding: Rounding) -> None:
 
 
 def _check_bits(name: str, bits: Any) -> None:
-    if isinstance(bits, bool) or not isinstance(bits, int) or bits not in _quantizers.BITS:
+    if isinstance(bits, bool) or not isinstance(bits, numbers.Integral) or int(bits) not in _quantizers.BITS:
         raise ValueError(f"`{name}` must be a whole number from 2 to 16. Received: {name}={bits!r}.")
 
 
