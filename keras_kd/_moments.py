@@ -55,6 +55,16 @@ class Moments:
         chosen = np.arange(len(self.mean))[columns]
         return Moments(self.weight, self.rows, self.mean[chosen], self.scatter[np.ix_(chosen, chosen)])
 
+    def scaled(self, factors: np.ndarray) -> "Moments":
+        """Those of columns that are multiplied by factors."""
+        return Moments(self.weight, self.rows, self.mean * factors, self.scatter * np.outer(factors, factors))
+
+    def uncentred(self) -> "Moments":
+        """The same, as if the mean were known to be 0: a linear map fitted to it has no constant."""
+        return Moments(
+            self.weight, self.rows, np.zeros_like(self.mean), self.scatter + self.weight * np.outer(self.mean, self.mean)
+        )
+
     def add(self, other: "Moments") -> None:
         """Takes in those of other rows, exactly as if all had come at once (Chan, Golub, LeVeque 1979)."""
         if self.mean.shape != other.mean.shape:

@@ -7,10 +7,17 @@ import numpy as np
 from keras import ops
 
 from keras_kd._moments import Moments, ridge
-from keras_kd.analysis import _places, probes
+from keras_kd.analysis import _flows, _places, probes
 from keras_kd.analysis._places import Place
 from keras_kd.analysis.results import BlockAnalysis, FlowAnalysis, LayerAnalysis, LinearReport, Response
-from keras_kd.analysis.statistics import duplicate_channels, effective_rank, rank_at, redundancy, removal_order
+from keras_kd.analysis.statistics import (
+    duplicate_channels,
+    effective_rank,
+    errors_in_order,
+    rank_at,
+    redundancy,
+    removal_order,
+)
 
 
 class Gathered:
@@ -72,9 +79,11 @@ class Gathered:
                     "Give more samples, raise `max_positions`, or name other `layers`."
                 )
         rows = self._probed()
-        made = [self._layer(place, levels, l2, costs, rows) for place in self.places if " .. " not in place.name]
+        padded = {flow.place for flow in flows.values() if flow.padded and not flow.reason}
+        layers = [place for place in self.places if " .. " not in place.name]
+        made = [self._layer(place, levels, l2, costs, rows, place.name in padded) for place in layers]
         blocks = [self._block(place, l2) for place in self.places if " .. " in place.name]
-        routes = {name: FlowAnalysis(f.place, f.readers, f.between, f.reason) for name, f in flows.items() if name in self.sums}
+        routes = {name: FlowAnalysis(f.place, f.readers, f.between, f.padded, f.reason) for name, f in flows.items()}
         return LinearReport(
             model=model.name,
             kind="functional" if getattr(model, "inputs", None) else "subclassed",
@@ -97,45 +106,75 @@ class Gathered:
             return {}
         return {row.name: row for row in self.probes.report(dict.fromkeys(self.names, ""), list(probes.PENALTIES), []).rows}
 
-    def _linearity(self, place: Place, l2: float) -> tuple[float | None, str]:
+    def _linearity(self, place: Place, l2: float) -> tuple[float | None, float | None, str]:
+        """Share of the variance that the best linear map gives, what its errors cost, and why it is not known, or a lower bound."""
         moments = self.moments[place.name]
         columns = len(moments.mean) - place.channels
         if not place.readings:
-            return None, place.reason
-        if moments.rows <= columns:
-            return None, f"{moments.rows} rows do not do for {columns} features"
+            return None, None, place.reason
+        if moments.rows <= columns + 1:
+            return None, None, f"{moments.rows} rows do not do for {columns} features"
         fit = ridge(moments, columns, [l2])
         spread = np.diag(moments.scatter)[columns:]
-        return (float(np.sum(fit.r2 * spread) / spread.sum()), "") if spread.sum() else (None, "its output is constant")
+        if not spread.sum():
+            return None, None, "its output is constant"
+        lost = (1 - fit.r2) * spread * (moments.rows - 1) / (moments.rows - 1 - columns)
+        cost = float(0.5 * np.sum(self._gradient(place) * lost) / moments.weight)
+        reason = "its window was cut to the middle: a lower bound" if place.cut else ""
+        return float(1 - lost.sum() / spread.sum()), cost, reason
+
+    def _bypass(self, place: Place) -> tuple[float | None, float | None]:
+        """How much of the output's variance the input as it is gives, where they have the same shape, and what the rest costs."""
+        at = _places.middle(place)
+        if at is None:
+            return None, None
+        moments, count = self.moments[place.name], place.channels
+        read, given = np.arange(at, at + count), np.arange(len(moments.mean) - count, len(moments.mean))
+        spread = np.diag(moments.scatter)[given]
+        missed = spread + np.diag(moments.scatter)[read] - 2 * moments.scatter[read, given]
+        missed = np.maximum(missed, 0.0) + moments.weight * (moments.mean[given] - moments.mean[read]) ** 2
+        if not spread.sum():
+            return None, None
+        cost = 0.5 * np.sum(self._gradient(place) * missed) / moments.weight
+        return float(1 - missed.sum() / spread.sum()), float(cost)
+
+    def _gradient(self, place: Place) -> np.ndarray:
+        """Mean of the summed squares of the gradient, of each channel."""
+        sums = self.sums.get(place.name.split(" .. ")[-1], {})
+        return np.asarray(sums.get("gradients", np.zeros(place.channels)) / self.samples)
 
     def _block(self, place: Place, l2: float) -> BlockAnalysis:
         first, last = place.name.split(" .. ")
-        linearity, reason = self._linearity(place, l2)
+        linearity, linearity_cost, reason = self._linearity(place, l2)
+        bypass, bypass_cost = self._bypass(place)
         return BlockAnalysis(
-            first, last, linearity, self._bypass(place), sum(r.columns for r in place.readings), _window(place), reason
+            first=first,
+            last=last,
+            linearity=linearity,
+            linearity_cost=linearity_cost,
+            bypass=bypass,
+            bypass_cost=bypass_cost,
+            rows=self.moments[place.name].rows,
+            members=place.members,
+            escapes=place.escapes,
+            columns=sum(reading.columns for reading in place.readings),
+            window=_window(place),
+            reason=reason,
         )
 
-    def _bypass(self, place: Place) -> float | None:
-        """How much of the output's variance the input as it is gives, where they have the same shape."""
-        at = _places.middle(place)
-        if at is None:
-            return None
-        scatter, count = self.moments[place.name].scatter, place.channels
-        read, given = np.arange(at, at + count), np.arange(len(scatter) - count, len(scatter))
-        spread = scatter[given, given].sum()
-        missed = spread + scatter[read, read].sum() - 2 * scatter[read, given].sum()
-        return float(1 - missed / spread) if spread else None
-
-    def _layer(self, place: Place, levels: list[float], l2: float, costs: dict[str, Any], probed: dict[str, Any]) -> LayerAnalysis:
+    def _layer(
+        self, place: Place, levels: list[float], l2: float, costs: dict[str, Any], probed: dict[str, Any], padded: bool
+    ) -> LayerAnalysis:
         sums = self.sums[place.name]
         moments = self.output_moments(place.name)
-        linearity, reason = self._linearity(place, l2)
-        spectrum = np.maximum(np.linalg.eigvalsh(moments.scatter)[::-1], 0.0) / moments.weight
-        gradient = sums.get("gradients", np.zeros(place.channels)) / self.samples
-        importance = np.sqrt(gradient)
-        weighted = Moments(
-            moments.weight, moments.rows, moments.mean * importance, moments.scatter * np.outer(importance, importance)
-        )
+        linearity, linearity_cost, reason = self._linearity(place, l2)
+        bypass, bypass_cost = self._bypass(place)
+        eigenvalues, vectors = np.linalg.eigh(moments.scatter)
+        spectrum = np.maximum(eigenvalues[::-1], 0.0) / moments.weight
+        gradient = self._gradient(place)
+        plain = moments.uncentred() if padded else moments
+        weighted = plain.scaled(np.sqrt(gradient))
+        order = removal_order(weighted)
         singular = _weight_spectrum(place.layer)
         constant = np.flatnonzero(sums["low"] == sums["high"])
         row = probed.get(place.name)
@@ -150,15 +189,23 @@ class Gathered:
             parameters=int(sum(np.prod(w.shape) for w in getattr(place.layer, "weights", ()))),
             responses=tuple(_response(sums, index, level, n) for index, level in enumerate(levels)) if "gain" in sums else (),
             gain=float(sums["gain"][0] / n) if "gain" in sums else None,
+            calls=sum(other.path == place.path for other in self.places if " .. " not in other.name),
+            fan_in=_fan_in(place.layer),
+            linear=_flows.is_linear(place.layer),
+            rows=moments.rows,
             linearity=linearity,
-            bypass=self._bypass(place),
+            linearity_cost=linearity_cost,
+            bypass=bypass,
+            bypass_cost=bypass_cost,
             window=_window(place),
             linearity_reason=reason,
-            redundancy=_floats(redundancy(moments)),
+            redundancy=_floats(_adjusted(redundancy(moments), moments.rows, place.channels - 1)),
             removal=removal_order(moments),
-            removal_by_cost=removal_order(weighted),
-            cost=float(0.5 * np.sum(gradient * np.diag(moments.scatter)) / moments.weight),
+            removal_by_cost=order,
+            removal_by_cost_variance=errors_in_order(plain, order.keep),
+            cost=float(0.5 * np.trace(weighted.scatter) / moments.weight),
             spectrum=_floats(spectrum),
+            spectrum_cost=_floats(0.5 * spectrum * (gradient @ vectors[:, ::-1] ** 2)),
             effective_rank=effective_rank(spectrum),
             rank_99=rank_at(spectrum),
             weight_spectrum=_floats(singular) if singular is not None else None,
@@ -173,6 +220,18 @@ class Gathered:
             accuracy=row.accuracy if row else None,
             accuracy_error=row.standard_error if row else None,
         )
+
+
+def _adjusted(r2: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    """R^2 as it is expected on other rows; 1 stays 1."""
+    return np.asarray(1 - (1 - r2) * (rows - 1) / max(rows - 1 - columns, 1))
+
+
+def _fan_in(layer: Any) -> int | None:
+    kernel = getattr(layer, "kernel", None)
+    if kernel is None or not isinstance(layer, _flows.MIXERS) or getattr(layer, "groups", 1) != 1:
+        return None
+    return int(np.prod(kernel.shape[:-1]))
 
 
 def _take(sums: dict[str, Any], found: dict[str, Any]) -> None:

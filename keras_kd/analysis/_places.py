@@ -1,20 +1,15 @@
-"""Where can a network be looked at, what does each place read, and who reads it? From one trace of its inference."""
+"""Where can a network be looked at, and what does each place read? From one trace of its inference."""
 
 import dataclasses
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from keras_kd import _calls, _taps
-
-_L = keras.layers
-_CONVOLUTIONS = (_L.Conv1D, _L.Conv2D, _L.Conv3D, _L.DepthwiseConv1D, _L.DepthwiseConv2D, _L.SeparableConv1D, _L.SeparableConv2D)
-_POOLINGS = (_L.MaxPooling1D, _L.MaxPooling2D, _L.MaxPooling3D, _L.AveragePooling1D, _L.AveragePooling2D, _L.AveragePooling3D)
-_PADDINGS = (_L.ZeroPadding1D, _L.ZeroPadding2D, _L.ZeroPadding3D)
-_CROPPINGS = (_L.Cropping1D, _L.Cropping2D, _L.Cropping3D)
+from keras_kd.analysis._flows import CONVOLUTIONS, CROPPINGS, PADDINGS, POOLINGS, Links
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +85,10 @@ class Place:
         positions: number of positions of a sample, None where it varies.
         readings: what a linear map from its input to its output reads; empty where no such map is known.
         reason: why `readings` is empty.
-        same_shape: whether input and output have the same inner axes.
+        same_shape: whether input and output have the same shape.
+        cut: whether a window was cut to its middle.
+        members: of a block: paths of the layers in it.
+        escapes: of a block: who reads what is inside of it from outside, "" if nobody does.
     """
 
     name: str
@@ -101,23 +99,9 @@ class Place:
     readings: list[Reading]
     reason: str = ""
     same_shape: bool = False
-
-
-@dataclasses.dataclass
-class Flow:
-    """Where what a layer with a kernel gives is read.
-
-    Attributes:
-        place: the last place before other layers mix its channels.
-        readers: paths of the layers that mix them.
-        between: paths of layers on the way that have weights for each channel.
-        reason: why its channels cannot go alone, "" if they can.
-    """
-
-    place: str
-    readers: tuple[str, ...]
-    between: tuple[str, ...]
-    reason: str
+    cut: bool = False
+    members: tuple[str, ...] = ()
+    escapes: str = ""
 
 
 def input_specs(model: keras.Model, batch: Any) -> Any:
@@ -151,6 +135,7 @@ def make_place(call: _calls.Call, max_columns: int) -> Place:
     windows = [_window_of(call.layer, tensor, output) for tensor in call.inputs]
     place.readings, place.reason = _readings(call, call.inputs, windows, output, max_columns)
     place.same_shape = _same_shape(call.inputs[:1], output)
+    place.cut = _is_cut(place, windows)
     return place
 
 
@@ -160,39 +145,52 @@ def make_block(trace: _calls.Trace, first: _calls.Call, last: _calls.Call, max_c
     Raises:
         ValueError: if `last` does not follow from `first`.
     """
-    reached: dict[int, dict[int, Any]] = {id(t): {i: _identity(t)} for i, t in enumerate(first.inputs)}
-    by_output = {id(t) for call in trace.calls for t in call.outputs}
-    started = ended = False
-    for call in trace.calls:
-        started |= call is first
-        if not started:
-            continue
-        windows: dict[int, Any] = {}
-        for tensor in call.inputs:
-            own = _window_of(call.layer, tensor, call.outputs[0]) if call.outputs else None
-            for source in _sources(tensor, set(reached) | by_output):
-                for index, window in reached.get(id(source), {}).items():
-                    through = own.after(window) if isinstance(own, Window) and isinstance(window, Window) else None
-                    windows[index] = through if index not in windows else _around(windows[index], through)
-        if call is first or windows:
-            for tensor in call.outputs:
-                reached[id(tensor)] = windows
-        ended = call is last
-        if ended:
-            break
-    output = last.outputs[0]
-    found = reached.get(id(output), {})
-    if not ended or not found:
+    links = Links(trace)
+    after = links.following([*first.outputs])
+    if first is not last and last.name not in after:
         raise ValueError(
             "`blocks` must be pairs (first, last) of which the last follows from the first. Received: "
             f'"{first.name}", "{last.name}".'
         )
+    reached: dict[int, dict[int, Any]] = {id(t): {i: _identity(t)} for i, t in enumerate(first.inputs)}
+    inside: dict[str, set[str]] = {}  # who stands before whom
+    for call in trace.calls:
+        windows: dict[int, Any] = {}
+        for tensor in call.inputs:
+            own = _window_of(call.layer, tensor, call.outputs[0]) if call.outputs else None
+            for source in links.sources(tensor, reached):
+                inside.setdefault(call.name, set()).add(links.giver.get(id(source), ""))
+                for index, window in reached.get(id(source), {}).items():
+                    through = own.after(window) if isinstance(own, Window) and isinstance(window, Window) else None
+                    windows[index] = through if index not in windows else _around(windows[index], through)
+        if windows:
+            for tensor in call.outputs:
+                reached.setdefault(id(tensor), windows)
+        if call is last:
+            break
+    output = last.outputs[0]
+    found = reached.get(id(output), {})
     inputs = [first.inputs[index] for index in found]
     name = f"{first.name} .. {last.name}"
     place = Place(name, last.path, last.layer, int(output.shape[-1]), output.shape[1:-1].num_elements(), [])
     place.readings, place.reason = _readings(first, inputs, list(found.values()), output, max_columns, list(found))
     place.same_shape = _same_shape(inputs[:1], output)
+    place.cut = _is_cut(place, list(found.values()))
+    members, pending = {last.name}, [last.name]
+    while pending:
+        for name in inside.get(pending.pop(), ()):
+            if name and name in inside and name not in members:
+                members.add(name)
+                pending.append(name)
+    calls = [call for call in trace.calls if call.name in members]
+    place.members = tuple(call.path for call in calls)
+    place.escapes = links.escape([call for call in calls if call is not last], members)
     return place
+
+
+def _is_cut(place: Place, windows: Sequence[Any]) -> bool:
+    whole = sum(math.prod(window.size) if window is not None else 1 for window in windows)
+    return bool(place.readings) and sum(math.prod(r.window.size) if r.window is not None else 1 for r in place.readings) < whole
 
 
 def _same_shape(inputs: Sequence[Any], output: Any) -> bool:
@@ -221,21 +219,6 @@ def _identity(tensor: Any) -> Window:
 
 def _around(a: Any, b: Any) -> Any:
     return a.around(b) if isinstance(a, Window) else None
-
-
-def _sources(tensor: Any, known: set[int]) -> list[Any]:
-    """The nearest tensors that calls gave, or the block read, which this one was computed from."""
-    found, pending, seen = [], [tensor], set()
-    while pending:
-        one = pending.pop()
-        if id(one) in seen:
-            continue
-        seen.add(id(one))
-        if id(one) in known:
-            found.append(one)
-        else:
-            pending.extend(one.op.inputs)
-    return found
 
 
 def _readings(
@@ -277,15 +260,15 @@ def _window_of(layer: Any, tensor: Any, output: Any) -> Window | None:
     if axes < 0:
         return None
     sizes = tensor.shape[1:-1].as_list()
-    if isinstance(layer, _CONVOLUTIONS):
+    if isinstance(layer, CONVOLUTIONS):
         reach = [(k - 1) * d + 1 for k, d in zip(layer.kernel_size, layer.dilation_rate, strict=True)]
         return _strided(reach, list(layer.strides), layer.padding, sizes)
-    if isinstance(layer, _POOLINGS):
+    if isinstance(layer, POOLINGS):
         strides = layer.strides or layer.pool_size
         return _strided(_several(layer.pool_size, axes), _several(strides, axes), layer.padding, sizes)
-    if isinstance(layer, _PADDINGS):
+    if isinstance(layer, PADDINGS):
         return Window((1,) * axes, tuple(-p for p in _befores(layer.padding, axes)), (1,) * axes)
-    if isinstance(layer, _CROPPINGS):
+    if isinstance(layer, CROPPINGS):
         return Window((1,) * axes, tuple(_befores(layer.cropping, axes)), (1,) * axes)
     same = tensor.shape[1:-1].as_list() == output.shape[1:-1].as_list()
     return Window.point(axes) if same else None
@@ -311,85 +294,3 @@ def _strided(reach: list[int], strides: list[int], padding: str, sizes: list[int
         else:
             starts.append(0)
     return Window(tuple(strides), tuple(starts), tuple(reach))
-
-
-_FOLLOWED = (
-    *_POOLINGS,
-    *_PADDINGS,
-    *_CROPPINGS,
-    _L.BatchNormalization,
-    _L.Activation,
-    _L.ReLU,
-    _L.LeakyReLU,
-    _L.PReLU,
-    _L.ELU,
-    _L.Dropout,
-    _L.SpatialDropout1D,
-    _L.SpatialDropout2D,
-    _L.SpatialDropout3D,
-    _L.GlobalAveragePooling1D,
-    _L.GlobalAveragePooling2D,
-    _L.GlobalAveragePooling3D,
-    _L.GlobalMaxPooling1D,
-    _L.GlobalMaxPooling2D,
-    _L.GlobalMaxPooling3D,
-    _L.UpSampling1D,
-    _L.UpSampling2D,
-    _L.UpSampling3D,
-    _L.DepthwiseConv1D,
-    _L.DepthwiseConv2D,
-    _L.Rescaling,
-    _L.Identity,
-)
-_MIXERS = (_L.Conv1D, _L.Conv2D, _L.Conv3D, _L.Dense)
-
-
-def find_flows(trace: _calls.Trace, places: Iterable[str]) -> dict[str, Flow]:
-    """For each convolution and Dense layer, where its channels go and whether they can go alone."""
-    outputs = {id(tensor) for tensor in trace.outputs}
-    readers: dict[int, list[_calls.Call]] = {}
-    for call in trace.calls:
-        for tensor in call.inputs:
-            if not any(tensor is given for given in call.outputs):
-                readers.setdefault(id(tensor), []).append(call)
-    counts: dict[str, int] = {}
-    for call in trace.calls:
-        counts[call.path] = counts.get(call.path, 0) + 1
-    known = set(places)
-    found = {}
-    for call in trace.calls:
-        if isinstance(call.layer, _MIXERS) and getattr(call.layer, "groups", 1) == 1:
-            found[call.name] = _follow(call, readers, outputs, counts, known)
-    return found
-
-
-def _follow(
-    call: _calls.Call, readers: dict[int, list[_calls.Call]], outputs: set[int], counts: dict[str, int], known: set[str]
-) -> Flow:
-    place, tensor = call.name, call.outputs[0]
-    between: list[str] = []
-    if counts[call.path] > 1:
-        return Flow(place, (), (), "it is called several times")
-    flat = False
-    while True:
-        if id(tensor) in outputs:
-            return Flow(place, (), (), "it gives the model's output")
-        following = readers.get(id(tensor), [])
-        if following and all(isinstance(one.layer, _MIXERS) and getattr(one.layer, "groups", 1) == 1 for one in following):
-            if any(counts[one.path] > 1 for one in following):
-                return Flow(place, (), (), "a layer that reads it is called several times")
-            return Flow(place, tuple(one.path for one in following), tuple(between), "")
-        if len(following) != 1:
-            return Flow(place, (), (), "several layers read it" if following else "no layer is seen to read it")
-        one = following[0]
-        follows = isinstance(one.layer, (*_FOLLOWED, _L.Flatten)) and getattr(one.layer, "depth_multiplier", 1) == 1
-        if not follows or counts[one.path] > 1:
-            return Flow(place, (), (), f'"{one.path}" ties its channels to others')
-        flat |= isinstance(one.layer, _L.Flatten)
-        if getattr(one.layer, "variables", None):
-            if flat:
-                return Flow(place, (), (), f'"{one.path}" stands after a Flatten')
-            between.append(one.path)
-        tensor = one.outputs[0]
-        if one.name in known and not flat:
-            place = one.name

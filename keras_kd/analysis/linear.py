@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from keras_kd import _batching, _calls, _macs, _outputs
 from keras_kd._progress import Progress, Verbose
-from keras_kd.analysis import _places
+from keras_kd.analysis import _flows, _places
 from keras_kd.analysis._gathered import Gathered
 from keras_kd.analysis._pass import Pass
 from keras_kd.analysis._places import Place
@@ -156,7 +156,7 @@ def analyse(
             gathered.add(run(x, y, tf.constant(step)), y)
             progress.advance(len(keras.tree.flatten(x)[0]))
     costs = {cost.path: cost.macs for cost in _macs.measure(model, keras.tree.map_structure(lambda t: t[:1], x))[0]}
-    flows = _places.find_flows(trace, gathered.moments) if getattr(model, "inputs", None) else {}
+    flows = _flows.find_flows(model, trace, gathered.moments) if getattr(model, "inputs", None) else {}
     return gathered, gathered.report(model, settings.noise, settings.l2, costs, flows)
 
 

@@ -1,6 +1,10 @@
 """How does an analysis look? A heat map of layers and measures, and curves of responses and of removal."""
 
+import base64
+import html
 import os
+import pathlib
+import tempfile
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,6 +31,22 @@ def draw(report: "LinearReport", path: str | os.PathLike[str]) -> None:
     _draw_removals(curves[1], report)
     figure.suptitle(f"Linear analysis of {report.model}: {report.samples:,} samples", fontsize=11)
     figure.savefig(path, dpi=130)
+
+
+def page(report: "LinearReport") -> str:
+    """A page of HTML with the table, and the picture inside."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = pathlib.Path(folder) / "picture.png"
+        draw(report, file)
+        picture = base64.b64encode(file.read_bytes()).decode()
+    title = html.escape(f"Linear analysis of {report.model}")
+    style = "body{font:15px system-ui;margin:2rem;max-width:99rem}pre{overflow-x:auto;font-size:9pt}img{max-width:100%;height:auto}"
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+        f"<title>{title}</title><style>{style}</style></head><body><h1>{title}</h1>"
+        f'<img alt="Heat map of layers and measures, responses and removal errors" src="data:image/png;base64,{picture}">'
+        f"<pre>{html.escape(report.table())}</pre></body></html>\n"
+    )
 
 
 def _draw_heat(axes: Any, report: "LinearReport") -> None:

@@ -1,13 +1,16 @@
 """What should go, in which order, and what will it cost? A plan from a report, cheapest steps first."""
 
 import dataclasses
+import functools
 import json
 import math
+import numbers
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
-from keras_kd.analysis.results import BlockAnalysis, LayerAnalysis, LinearReport
+from keras_kd.analysis.results import BlockAnalysis, FlowAnalysis, LayerAnalysis, LinearReport, read_json
 
 ACTIONS = ("remove_channels", "remove_layer", "merge_block", "factorize")
 
@@ -22,8 +25,10 @@ class Step:
         last: the last layer of a block, "" otherwise.
         channels: what to remove of the layer's output, in ascending order.
         rank: what to factorize to.
-        error: share of the variance that is lost where the next layers read, in [0, 1].
-        cost: expected increase of the loss, `error` weighted by gradients; without labels half the squared change of the outputs.
+        error: share of the variance that is lost where the next layers read (factorize: of the layer's output), in [0, 1]; of
+            channels, with all those that went before.
+        cost: expected increase of the loss: what is lost of each channel times half its squared gradient; without labels half the
+            squared change of the outputs.
         macs: multiply-accumulates of the model that it saves for a sample, the steps before it done.
         parameters: weights that it saves.
     """
@@ -76,13 +81,13 @@ class Plan:
     @classmethod
     def from_json(cls, source: str | os.PathLike[str]) -> "Plan":
         """The plan that `to_json` wrote: its text, or the path of its file."""
-        text = source if isinstance(source, str) and source.lstrip().startswith("{") else pathlib.Path(source).read_text()
-        try:
-            found = json.loads(text)
+
+        def make(found: dict[str, Any]) -> "Plan":
             steps = tuple(Step(**one | {"channels": tuple(one["channels"])}) for one in found["steps"])
             return cls(**found | {"steps": steps})
-        except (TypeError, KeyError, json.JSONDecodeError) as error:
-            raise ValueError(f"`source` must be what `Plan.to_json` wrote. Received: JSON that does not fit ({error}).") from error
+
+        plan: Plan = read_json(source, "Plan", make)
+        return plan
 
     def __str__(self) -> str:
         from rich import table
@@ -116,20 +121,23 @@ def recommend(
     """Chooses what to remove until budgets hold, or for as long as each step loses little.
 
     Channels are removed one after the other, from the layer where that has the lowest expected cost for what it saves; the kept
-    ones take over what they can give by a linear map. Layers that a linear map explains can go, or be factorized, where that costs
-    less. Costs add up in the plan; what steps do to each other is not known before they are done.
+    ones take over what they can give by a linear map. Layers and blocks that do nothing, blocks that a linear map gives and kernels
+    of low rank are in the plan where that is cheaper, if they lose at most 1 % of the variance (or `tolerance`), and if the
+    analysis had at least five rows for each feature. Costs add up in the plan; what steps do to each other is known only after
+    they are done.
 
     Args:
         report: of a Functional or Sequential model.
-        macs: at most this many multiply-accumulates, or this share of them, in (0, 1).
-        parameters: at most this many weights, or this share of them, in (0, 1).
-        tolerance: no step's `error` above this, in [0, 1]; 1e-6 where there is no budget at all, which takes what is lost without
-            any loss.
+        macs: at most this many multiply-accumulates, or this share of them, up to 1.
+        parameters: at most this many weights, or this share of them, up to 1.
+        tolerance: no step's `error` above this, in [0, 1]. None: any error for channels where there is a budget; 1e-6 where there
+            is none, which takes what goes without loss.
 
     Returns:
         A `Plan`.
 
     Raises:
+        TypeError: for budgets that are no numbers.
         ValueError: for a report of a subclassed model, and for budgets out of range.
 
     Example:
@@ -147,20 +155,25 @@ def recommend(
             f"A plan needs the graph of a Functional or Sequential model. Received: a report of the {report.kind} model "
             f'"{report.model}", whose measures stand in the report all the same.'
         )
+    for name, value in (("macs", macs), ("parameters", parameters), ("tolerance", tolerance)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, numbers.Real)):
+            raise TypeError(f"`{name}` must be a number. Received: {name}={value!r}.")
+        if value is not None and name != "tolerance" and not 0 < value < math.inf:
+            raise ValueError(f"`{name}` must be above 0: a number, or a share up to 1. Received: {name}={value!r}.")
     if tolerance is not None and not 0 <= tolerance <= 1:
         raise ValueError(f"`tolerance` must be in [0, 1]. Received: tolerance={tolerance!r}.")
-    limits = _Limits(_budget("macs", macs, report.macs), _budget("parameters", parameters, report.parameters))
-    if tolerance is None:
-        tolerance = 1.0 if limits.wanted else 1e-6
-    return _Planner(report, limits, tolerance).plan()
+    limits = _Limits(_budget(macs, report.macs), _budget(parameters, report.parameters))
+    for_channels = tolerance if tolerance is not None else 1.0 if limits.wanted else 1e-6
+    for_others = tolerance if tolerance is not None else 0.01 if limits.wanted else 1e-6
+    plan = _Planner(report, limits, for_channels, for_others).plan()
+    if plan.reached:
+        return plan
+    of_channels = _Planner(report, limits, for_channels, -1.0).plan()  # what was replaced keeps its channels
+    return of_channels if limits.excess(of_channels) < limits.excess(plan) else plan
 
 
-def _budget(name: str, value: float | None, whole: int) -> float | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not value > 0:
-        raise ValueError(f"`{name}` must be above 0: a number, or a share below 1. Received: {name}={value!r}.")
-    return value * whole if value < 1 else float(value)
+def _budget(value: float | None, whole: int) -> float | None:
+    return value * whole if value is not None and value <= 1 else value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,6 +190,12 @@ class _Limits:
         fits = (self.macs is None or macs <= self.macs) and (self.parameters is None or parameters <= self.parameters)
         return self.wanted and fits
 
+    def excess(self, plan: Plan) -> float:
+        """How far a plan stays from the budgets."""
+        over = [plan.macs_after / self.macs - 1] if self.macs is not None else []
+        over += [plan.parameters_after / self.parameters - 1] if self.parameters is not None else []
+        return max([0.0, *over])
+
     def worth(self, macs: float, parameters: float, report: LinearReport) -> float:
         """What a saving counts: shares of those that have a budget, of both without any."""
         shares = []
@@ -189,208 +208,185 @@ class _Limits:
 
 @dataclasses.dataclass(frozen=True)
 class _Candidate:
-    """A step that could be next."""
+    """A step that could be next, what it costs for what it saves, and how to take it."""
 
+    step: Step
     price: float
     worth: float
-    take: Callable[[], Step]
+    take: Callable[[], None]
 
 
 class _Planner:
-    """Removes one channel at a time, on paper.
+    """Takes one step after the other, on paper.
+
+    A layer is cut, or it is replaced: where something was replaced, removed or factorized, the channels around stay as they are,
+    and what lost channels is not replaced. So no step needs to know another one.
 
     Args:
         report: what was measured.
         limits: budgets.
-        tolerance: highest error of a step.
+        for_channels: highest error of channels.
+        for_others: highest error of other steps.
     """
 
-    def __init__(self, report: LinearReport, limits: _Limits, tolerance: float) -> None:
-        self.report, self.limits, self.tolerance = report, limits, tolerance
+    def __init__(self, report: LinearReport, limits: _Limits, for_channels: float, for_others: float) -> None:
+        self.report, self.limits, self.for_channels, self.for_others = report, limits, for_channels, for_others
         self.rows = {layer.name: layer for layer in report.layers}
-        self.by_path = {layer.path: layer for layer in report.layers}
-        self.flows = {
-            n: f
-            for n, f in report.flows.items()
-            if not f.reason and f.place in self.rows and self.rows[f.place].channels == self.rows[n].channels
-        }
+        self.paths = {layer.path: layer for layer in report.layers}
+        self.flows = {name: flow for name, flow in report.flows.items() if self._can_go_alone(name, flow)}
         self.removed = dict.fromkeys(self.flows, 0)
-        self.ranks: dict[str, int] = {}
-        self.gone: dict[str, tuple[float, float]] = {}
-        self.reads: dict[str, list[str]] = {}
+        self.left = {layer.path: (float(layer.macs or 0), float(layer.parameters)) for layer in self.paths.values()}
+        self.given_by: dict[str, list[str]] = {}  # whose channels a layer reads
         for name, flow in self.flows.items():
             for path in (*flow.readers, *flow.between):
-                self.reads.setdefault(path, []).append(name)
+                self.given_by.setdefault(path, []).append(name)
+        self.replaced: set[str] = set()
+        self.macs, self.parameters = float(report.macs), float(report.parameters)
+
+    def _can_go_alone(self, name: str, flow: FlowAnalysis) -> bool:
+        known = not flow.reason and name in self.rows and flow.place in self.rows
+        return known and self.rows[flow.place].channels == self.rows[name].channels
 
     def plan(self) -> Plan:
         """Chooses."""
         steps: list[Step] = []
-        while not self.limits.hold(*self._now()):
-            best = min(self._candidates(), key=lambda one: (one.price, -one.worth), default=None)
-            if best is None:
+        while not self.limits.hold(self.macs, self.parameters):
+            candidates = [one for one in [*self._removals(), *self._replacements()] if one.worth > 0]
+            if not candidates:
                 break
-            steps.append(best.take())
-        macs, parameters = self._now()
-        untouched = {n: f.reason or "it was not analysed" for n, f in self.report.flows.items() if n not in self.flows}
-        reached = self.limits.hold(macs, parameters) or not self.limits.wanted
+            best = min(candidates, key=lambda one: (one.price, -one.worth))
+            best.take()
+            self.macs -= best.step.macs
+            self.parameters -= best.step.parameters
+            steps.append(best.step)
         report = self.report
-        return Plan(tuple(_joined(steps)), report.macs, round(macs), report.parameters, round(parameters), reached, untouched)
+        untouched = {name: flow.reason or "it was not analysed" for name, flow in report.flows.items() if name not in self.flows}
+        reached = self.limits.hold(self.macs, self.parameters) or not self.limits.wanted
+        after = round(self.macs), round(self.parameters)
+        return Plan(tuple(_joined(steps)), report.macs, after[0], report.parameters, after[1], reached, untouched)
 
-    def _candidates(self) -> list[_Candidate]:
-        found = []
-        before = self._now()
-        for name in self.flows:
-            row = self.rows[self.flows[name].place]
+    def _removals(self) -> Iterator[_Candidate]:
+        for name, flow in self.flows.items():
+            row, layer = self.rows[flow.place], self.rows[name]
             kept = row.channels - self.removed[name]
-            errors = row.removal_by_cost.errors
-            free = self.rows[name].path not in self.ranks and self.rows[name].path not in self.gone
-            if kept > 1 and free and errors[kept - 1] <= self.tolerance:
-                self.removed[name] += 1
-                after = self._now()
-                self.removed[name] -= 1
-                saved = (before[0] - after[0], before[1] - after[1])
-                cost = row.cost * (errors[kept - 1] - errors[kept])
-                worth = self.limits.worth(*saved, self.report)
-                found.append(_Candidate(_price(cost, row.cost, worth), worth, self._removal(name, cost, saved)))
-        for layer in self.report.layers:
-            found += self._factorization(layer, before)
-            found += self._departure("remove_layer", [layer], layer.bypass, before)
+            around = {layer.path, *flow.readers, *flow.between}
+            if kept < 2 or around & self.replaced:
+                continue
+            order, dof = row.removal_by_cost, (row.rows - 1) / max(row.rows - kept, 1)
+            error = min(row.removal_by_cost_variance[kept - 1] * dof, 1.0)
+            if error > self.for_channels:
+                continue
+            saved = self._saving(name, around)
+            cost = row.cost * (order.errors[kept - 1] - order.errors[kept])
+            step = Step("remove_channels", layer.path, "", (order.keep[kept - 1],), None, error, cost, *saved)
+            yield self._candidate(step, row.cost, functools.partial(self._remove, name, around))
+
+    def _saving(self, name: str, around: set[str]) -> tuple[int, int]:
+        before = [self._cost_of(path) for path in around]
+        self.removed[name] += 1
+        after = [self._cost_of(path) for path in around]
+        self.removed[name] -= 1
+        return tuple(round(sum(a[at] - b[at] for a, b in zip(before, after, strict=True))) for at in (0, 1))  # type: ignore[return-value]
+
+    def _remove(self, name: str, around: set[str]) -> None:
+        self.removed[name] += 1
+        self.left |= {path: self._cost_of(path) for path in around if path in self.left}
+
+    def _cost_of(self, path: str) -> tuple[float, float]:
+        """Multiply-accumulates and weights of a layer with the channels that are left."""
+        row = self.paths.get(path)
+        if row is None:
+            return 0.0, 0.0
+        kept = 1.0 - self.removed.get(row.name, 0) / row.channels
+        read = 1.0
+        for name in self.given_by.get(path, ()):
+            read *= 1 - self.removed[name] / self.rows[name].channels
+        bias = row.channels if row.fan_in is not None and row.parameters > row.fan_in * row.channels else 0
+        return (row.macs or 0) * kept * read, (row.parameters - bias) * kept * read + bias * kept
+
+    def _replacements(self) -> Iterator[_Candidate]:
+        """Layers and blocks for which less can stand."""
+        for row in self.paths.values():
+            if row.calls > 1 or not self._is_whole([row.path]):
+                continue
+            if row.bypass is not None and row.bypass_cost is not None and 1 - row.bypass <= self.for_others:
+                lost = 1 - row.bypass, row.bypass_cost
+                yield self._replacement("remove_layer", row.path, "", (row.path,), *lost, (0.0, 0.0), row.cost)
+            yield from self._factorization(row)
         for block in self.report.blocks:
-            rows = self._rows_of(block)
-            if rows and block.bypass is not None and 1 - block.bypass <= self._limit:
-                found += self._departure("remove_layer", rows, block.bypass, before)
-            elif rows:
-                found += self._departure("merge_block", rows, block.linearity, before, self._merged(block, rows))
-        return found
+            yield from self._of_block(block)
 
-    @property
-    def _limit(self) -> float:
-        """Layers and ranks go only where nearly nothing is lost: what comes after them does not adapt by itself."""
-        return min(self.tolerance, 0.01)
+    def _of_block(self, block: BlockAnalysis) -> Iterator[_Candidate]:
+        last = self.rows.get(block.last)
+        known = last is not None and all(self.paths[path].calls == 1 for path in block.members if path in self.paths)
+        if last is None or not known or block.escapes or not self._is_whole(block.members):
+            return
+        if block.bypass is not None and block.bypass_cost is not None and 1 - block.bypass <= self.for_others:
+            left, error, cost, action = (0.0, 0.0), 1 - block.bypass, block.bypass_cost, "remove_layer"
+        else:
+            enough = block.rows >= 5 * block.columns and not block.reason
+            if not enough or block.linearity is None or block.linearity_cost is None or last.positions is None:
+                return
+            weights = float(block.columns * last.channels)
+            left, action = (weights * last.positions, weights + last.channels), "merge_block"
+            error, cost = 1 - block.linearity, block.linearity_cost
+        if error <= self.for_others:
+            yield self._replacement(action, block.first, block.last, block.members, error, cost, left, last.cost)
 
-    def _rows_of(self, block: BlockAnalysis) -> list[LayerAnalysis]:
-        names = list(self.rows)
-        if block.first not in self.rows or block.last not in self.rows:
-            return []
-        return [self.rows[name] for name in names[names.index(block.first) : names.index(block.last) + 1]]
+    def _factorization(self, row: LayerAnalysis) -> Iterator[_Candidate]:
+        """A linear layer into two, as far as its output's variance allows."""
+        total = sum(row.spectrum)
+        if not row.linear or not row.fan_in or not total or row.rows < 5 * row.channels:
+            return
+        rank = math.ceil(row.channels * row.fan_in / (row.channels + row.fan_in)) - 1
+        while rank > 1 and sum(row.spectrum[rank - 1 :]) / total <= self.for_others:
+            rank -= 1
+        error, cost = sum(row.spectrum[rank:]) / total, sum(row.spectrum_cost[rank:])
+        if rank < 1 or error > self.for_others:
+            return
+        macs, parameters = self.left[row.path]
+        share = rank * (row.fan_in + row.channels) / (row.fan_in * row.channels)
+        bias = max(row.parameters - row.fan_in * row.channels, 0)
+        left = macs * share, (parameters - bias) * share + bias
+        step = self._replacement("factorize", row.path, "", (row.path,), error, cost, left, row.cost)
+        yield dataclasses.replace(step, step=dataclasses.replace(step.step, rank=rank))
 
-    def _merged(self, block: BlockAnalysis, rows: list[LayerAnalysis]) -> tuple[float, float]:
-        """Multiply-accumulates and weights of the one map that stands for a block."""
-        weights = float(block.columns * rows[-1].channels)
-        return weights * (rows[-1].positions or 1), weights + rows[-1].channels
+    def _is_whole(self, paths: Sequence[str]) -> bool:
+        """Whether nothing was replaced here, or lost channels that these layers give, read or pass on."""
+        if self.replaced & set(paths):
+            return False
+        names = {name for path in paths for name in self.given_by.get(path, ())}
+        names |= {self.paths[path].name for path in paths if path in self.paths}
+        return not any(self.removed.get(name) for name in names)
 
-    def _departure(
+    def _replacement(
         self,
         action: str,
-        rows: list[LayerAnalysis],
-        given: float | None,
-        before: tuple[float, float],
-        left: tuple[float, float] = (0.0, 0.0),
-    ) -> list[_Candidate]:
-        """A layer, or a block, that a linear map can stand for."""
-        error = 1.0 if given is None else max(1 - given, 0.0)
-        busy = any(row.path in self.gone or row.path in self.ranks or self.removed.get(row.name) for row in rows)
-        if error > self._limit or busy:
-            return []
-        gone = {row.path: (0.0, 0.0) for row in rows} | {rows[0].path: left}
-        self.gone |= gone
-        after = self._now()
-        self.gone = {path: one for path, one in self.gone.items() if path not in gone}
-        saved = (before[0] - after[0], before[1] - after[1])
-        worth = self.limits.worth(*saved, self.report)
-        if worth <= 0:
-            return []
-        cost = rows[-1].cost * error
+        first: str,
+        last: str,
+        paths: Sequence[str],
+        error: float,
+        cost: float,
+        left: tuple[float, float],
+        whole: float,
+    ) -> _Candidate:
+        now = [self.left[path] for path in paths if path in self.left]
+        saved = [round(sum(one[at] for one in now) - left[at]) for at in (0, 1)]
+        if self.limits.wanted and min(saved) < 0:
+            saved = [min(saved)] * 2  # what saves one and adds to the other is no saving
+        step = Step(action, first, last, (), None, max(error, 0.0), cost, *saved)
 
-        def take() -> Step:
-            self.gone |= gone
-            last = rows[-1].path if len(rows) > 1 else ""
-            return Step(action, rows[0].path, last, (), None, error, cost, round(saved[0]), round(saved[1]))
+        def take() -> None:
+            self.replaced |= set(paths)
+            self.left |= {path: (0.0, 0.0) for path in paths if path in self.left}
+            self.left[paths[0]] = left
 
-        return [_Candidate(_price(cost, rows[-1].cost, worth), worth, take)]
+        return self._candidate(step, whole, take)
 
-    def _removal(self, name: str, cost: float, saved: tuple[float, float]) -> Callable[[], Step]:
-        row = self.rows[self.flows[name].place]
-
-        def take() -> Step:
-            self.removed[name] += 1
-            kept = row.channels - self.removed[name]
-            channel = row.removal_by_cost.keep[kept]
-            error = row.removal_by_cost.errors[kept]
-            return Step(
-                "remove_channels", self.rows[name].path, "", (channel,), None, error, cost, round(saved[0]), round(saved[1])
-            )
-
-        return take
-
-    def _factorization(self, layer: LayerAnalysis, before: tuple[float, float]) -> list[_Candidate]:
-        """A linear layer into two, as far as its output's variance allows."""
-        spectrum, total = layer.spectrum, sum(layer.spectrum)
-        fan_in = self._fan_in(layer)
-        linear = (
-            layer.linearity is not None and layer.linearity > 1 - 1e-3 and layer.kind in ("Dense", "Conv1D", "Conv2D", "Conv3D")
-        )
-        if not linear or layer.path in {*self.ranks, *self.gone} or not total or self.removed.get(layer.name) or not fan_in:
-            return []
-        saving = layer.channels * fan_in / (layer.channels + fan_in)
-        rank = math.ceil(saving) - 1
-        while rank > 1 and sum(spectrum[rank - 1 :]) / total <= self._limit:
-            rank -= 1
-        error = sum(spectrum[rank:]) / total
-        if rank < 1 or error > self._limit:
-            return []
-        self.ranks[layer.path] = rank
-        after = self._now()
-        del self.ranks[layer.path]
-        saved = (before[0] - after[0], before[1] - after[1])
-        worth = self.limits.worth(*saved, self.report)
-        if worth <= 0:
-            return []
-
-        def take() -> Step:
-            self.ranks[layer.path] = rank
-            return Step("factorize", layer.path, "", (), rank, error, layer.cost * error, round(saved[0]), round(saved[1]))
-
-        return [_Candidate(_price(layer.cost * error, layer.cost, worth), worth, take)]
-
-    def _fan_in(self, layer: LayerAnalysis) -> int:
-        return max(layer.parameters // layer.channels, 0)
-
-    def _now(self) -> tuple[float, float]:
-        """Multiply-accumulates and weights, as things stand."""
-        macs, parameters = float(self.report.macs), float(self.report.parameters)
-        seen = set()
-        for row in self.report.layers:
-            if row.path in seen:
-                continue
-            seen.add(row.path)
-            if row.path in self.gone:
-                macs += self.gone[row.path][0] - (row.macs or 0)
-                parameters += self.gone[row.path][1] - row.parameters
-                continue
-            share = self._share(row)
-            macs -= (row.macs or 0) * (1 - share)
-            parameters -= row.parameters * (1 - share)
-        return macs, parameters
-
-    def _share(self, row: LayerAnalysis) -> float:
-        """How much of a layer is left."""
-        left = 1.0
-        if row.name in self.flows:
-            left *= 1 - self.removed[row.name] / row.channels
-        for name in self.reads.get(row.path, ()):
-            left *= 1 - self.removed[name] / self.rows[name].channels
-        if row.path in self.ranks:
-            fan_in = self._fan_in(row)
-            left *= self.ranks[row.path] * (fan_in + row.channels) / (fan_in * row.channels)
-        return left
-
-
-def _price(cost: float, whole: float, worth: float) -> float:
-    """Cost of a saving; what is lost in rounding alone costs nothing."""
-    if cost <= 1e-9 * whole:
-        return 0.0
-    return cost / worth if worth > 0 else math.inf
+    def _candidate(self, step: Step, whole: float, take: Callable[[], None]) -> _Candidate:
+        worth = self.limits.worth(step.macs, step.parameters, self.report)
+        free = step.cost <= 1e-9 * whole  # lost in rounding
+        return _Candidate(step, 0.0 if free else step.cost / worth if worth > 0 else math.inf, worth, take)
 
 
 def _joined(steps: list[Step]) -> list[Step]:

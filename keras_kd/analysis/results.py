@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -46,16 +47,26 @@ class LayerAnalysis:
         parameters: number of its weights.
         responses: to each level of noise.
         gain: the response by the exact Jacobian.
-        linearity: share of the output's variance that a linear map of the layer's input gives; None: not measured.
-        bypass: share of the output's variance that the layer's input gives as it is, up to a constant, where both have one shape: 1
-            for a layer that does nothing, below 0 where leaving it out is worse than a constant. None for others.
+        calls: how often the layer is called in a pass.
+        fan_in: features that each position of a layer with a kernel reads; None without one, and where it has groups.
+        linear: whether it is a linear map by what it is: a convolution without groups, or Dense, without activation.
+        rows: number of rows that its moments are of.
+        linearity: share of the output's variance that a linear map of the layer's input gives, adjusted for the number of features;
+            None: not measured.
+        linearity_cost: expected increase of the loss if that map stood for the layer.
+        bypass: share of the output's variance that the layer's input gives as it is, where both have one shape: 1 for a layer that
+            does nothing, below 0 where leaving it out is worse than a constant. None for others.
+        bypass_cost: expected increase of the loss without the layer.
         window: positions that the map of `linearity` reads along each inner axis.
-        linearity_reason: why it was not measured.
-        redundancy: R^2 of each channel by the others.
+        linearity_reason: why it was not measured, or why it is a lower bound.
+        redundancy: R^2 of each channel by the others, adjusted for their number.
         removal: in which order channels can go, by the variance that is lost.
-        removal_by_cost: the same, each channel's variance multiplied by its `gradient`.
+        removal_by_cost: the same, each channel's variance multiplied by its `gradient`. Where a layer that reads the channels sees
+            zeros around them, no constant stands in for what is missing.
+        removal_by_cost_variance: the share of the variance that is lost in that order, as `removal.errors`.
         cost: expected loss without any of this information: all channels replaced by their means.
         spectrum: eigenvalues of the channels' covariance, falling.
+        spectrum_cost: expected increase of the loss if each of these directions became its mean.
         effective_rank: of it.
         rank_99: number of directions with 99 % of the variance.
         weight_spectrum: singular values of the kernel, falling; None without one.
@@ -80,15 +91,23 @@ class LayerAnalysis:
     parameters: int
     responses: tuple[Response, ...]
     gain: float | None
+    calls: int
+    fan_in: int | None
+    linear: bool
+    rows: int
     linearity: float | None
+    linearity_cost: float | None
     bypass: float | None
+    bypass_cost: float | None
     window: tuple[int, ...] | None
     linearity_reason: str
     redundancy: tuple[float, ...]
     removal: RemovalOrder
     removal_by_cost: RemovalOrder
+    removal_by_cost_variance: tuple[float, ...]
     cost: float
     spectrum: tuple[float, ...]
+    spectrum_cost: tuple[float, ...]
     effective_rank: float
     rank_99: int
     weight_spectrum: tuple[float, ...] | None
@@ -112,16 +131,26 @@ class BlockAnalysis:
         first: its first layer.
         last: its last layer.
         linearity: share of the variance of the last one's output that a linear map of the first one's input gives.
+        linearity_cost: expected increase of the loss if that map stood for the block.
         bypass: share of it that the first one's input gives as it is, where both have one shape.
+        bypass_cost: expected increase of the loss without the block.
+        rows: number of rows that its moments are of.
+        members: paths of the layers in it.
+        escapes: which layer outside reads what is inside of it, "" if none does.
         columns: number of features that the map of `linearity` reads.
         window: positions that it reads along each inner axis.
-        reason: why it was not measured.
+        reason: why it was not measured, or why it is a lower bound.
     """
 
     first: str
     last: str
     linearity: float | None
+    linearity_cost: float | None
     bypass: float | None
+    bypass_cost: float | None
+    rows: int
+    members: tuple[str, ...]
+    escapes: str
     columns: int
     window: tuple[int, ...] | None
     reason: str
@@ -135,12 +164,14 @@ class FlowAnalysis:
         place: the last place before other layers mix them.
         readers: the layers that mix them.
         between: layers on the way with weights for each channel.
+        padded: whether a reader sees zeros around them.
         reason: why its channels cannot go alone, "" if they can.
     """
 
     place: str
     readers: tuple[str, ...]
     between: tuple[str, ...]
+    padded: bool
     reason: str
 
 
@@ -184,7 +215,7 @@ class LinearReport:
 
     def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
         """Returns everything as JSON, and writes it to `path` if there is one."""
-        text = json.dumps(self.as_dict(), indent=1)
+        text = json.dumps(self.as_dict(), indent=1, allow_nan=False)
         if path is not None:
             pathlib.Path(path).write_text(text + "\n")
         return text
@@ -199,13 +230,8 @@ class LinearReport:
         Raises:
             ValueError: if it is not such a report.
         """
-        text = source if isinstance(source, str) and source.lstrip().startswith("{") else pathlib.Path(source).read_text()
-        try:
-            return _as_report(json.loads(text))
-        except (TypeError, KeyError, json.JSONDecodeError) as error:
-            raise ValueError(
-                f"`source` must be what `LinearReport.to_json` wrote. Received: JSON that does not fit ({error})."
-            ) from error
+        report: LinearReport = read_json(source, "LinearReport", _as_report)
+        return report
 
     def recommend(self, *, macs: float | None = None, parameters: float | None = None, tolerance: float | None = None) -> "Plan":
         """A plan: what to remove, in which order, at which expected cost. See `analysis.recommend`."""
@@ -245,6 +271,8 @@ class LinearReport:
             console.print(made)
             told = f"{self.samples:,} samples; noise {self.noise[0]:g}; response: output change for input change, both relative."
             console.print(told, highlight=False)
+            if self.skipped:
+                console.print(f"Left out: {'; '.join(self.skipped)}.", highlight=False)
         return "\n".join(line.rstrip() for line in captured.get().splitlines())
 
     @property
@@ -259,7 +287,7 @@ class LinearReport:
             f"{layer.channels:,}",
             f"{response.ratio:.3f} ± {response.standard_error:.3f}" if response else "-",
             f"{response.explained:.3f}" if response else "-",
-            _shown(layer.linearity, ".3f"),
+            ("≥ " if layer.linearity is not None and layer.linearity_reason else "") + _shown(layer.linearity, ".3f"),
             f"{np.mean(layer.redundancy):.3f}",
             str(layer.rank_99),
             _shown(layer.weight_rank_99, "d"),
@@ -272,11 +300,27 @@ class LinearReport:
     def __str__(self) -> str:
         return self.table()
 
+    def to_html(self, path: str | os.PathLike[str]) -> None:
+        """Writes the table and the picture as one page that needs nothing else."""
+        from keras_kd.analysis.pictures import page
+
+        pathlib.Path(path).write_text(page(self), encoding="utf-8")
+
     def plot(self, path: str | os.PathLike[str]) -> None:
         """Draws a heat map of layers and measures, responses over noise, and errors over removed channels; writes a PNG."""
         from keras_kd.analysis.pictures import draw
 
         draw(self, path)
+
+
+def read_json(source: Any, kind: str, make: Callable[[Any], Any]) -> Any:
+    """What a report or a plan wrote: its text, or the path of its file."""
+    is_path = isinstance(source, os.PathLike) or (isinstance(source, str) and source.strip()[:1] not in ("{", "[", ""))
+    try:
+        return make(json.loads(pathlib.Path(source).read_text() if is_path else source))
+    except (TypeError, KeyError, AttributeError, json.JSONDecodeError) as error:
+        message = f"`source` must be what `{kind}.to_json` wrote, or the path of its file. Received: what does not fit ({error})."
+        raise ValueError(message) from error
 
 
 def _shown(value: float | None, form: str) -> str:

@@ -1,6 +1,7 @@
 """Which channels could the others replace? Redundancy, rank and orders of removal, from the moments of activations alone."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -164,6 +165,25 @@ def removal_order(moments: Moments) -> RemovalOrder:
         errors.append(float(max(np.sum(np.diag(left)[alive]), 0.0) / total))
     rest = [channel for channel in range(len(start)) if channel not in set(keep)]
     return RemovalOrder((*keep, *rest), (*errors, *[0.0] * len(rest)))
+
+
+def errors_in_order(moments: Moments, keep: Sequence[int]) -> tuple[float, ...]:
+    """The errors, as in `RemovalOrder`, of keeping channels in an order of one's own.
+
+    Args:
+        moments: of channels.
+        keep: all channels, the ones to keep longest first.
+    """
+    left, start = moments.scatter.copy(), np.diag(moments.scatter).copy()
+    total = float(start.sum())
+    errors = [1.0 if total else 0.0]
+    for channel in keep:
+        if left[channel, channel] > ROUNDING * max(start[channel], np.finfo("float64").tiny):
+            column = left[:, channel] / np.sqrt(left[channel, channel])
+            left -= np.outer(column, column)
+        errors.append(float(max(np.sum(np.diag(left)), 0.0) / total) if total else 0.0)
+    errors[-1] = 0.0
+    return tuple(errors)
 
 
 def dead_channels(moments: Moments) -> tuple[int, ...]:
