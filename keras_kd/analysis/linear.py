@@ -64,7 +64,8 @@ def linear_analysis(
         data: inputs nested as the model takes them, or an iterable of batches `x` or `(x, y)`, such as a `tf.data.Dataset`.
         labels: what `loss` takes, `(samples, ...)`; class indices also give the accuracy of linear probes.
         noise: size of the noise, relative, above 0; several give a curve.
-        layers: names of places, such as `"backbone/conv1"`; None for all that give one tensor of floats.
+        layers: names of places, such as `"backbone/conv1"`; None for all that give one tensor of floats, and do more
+            than arrange it.
         blocks: pairs of names, the first and the last layer of a block.
         loss: a Keras loss, its name, or a function of `(y, outputs)` that gives a number for each sample; None: cross-entropy of
             class indices, or the squared error of real targets.
@@ -173,6 +174,10 @@ def _fitting(model: keras.Model, x: Any, specs: Any) -> Any:
     return made
 
 
+# Layers that give what they got, in another shape.
+_ARRANGING = (keras.layers.Flatten, keras.layers.Reshape, keras.layers.Permute, keras.layers.RepeatVector)
+
+
 def _chosen(trace: _calls.Trace, settings: Settings) -> tuple[list[Place], list[str]]:
     layers, blocks, max_columns = settings.layers, settings.blocks, settings.max_columns
     calls = _places.find_places(trace)
@@ -192,7 +197,11 @@ def _chosen(trace: _calls.Trace, settings: Settings) -> tuple[list[Place], list[
             )
     if layers is not None and isinstance(layers, str):
         raise ValueError(f"`layers` must be a sequence of names. Received: layers={layers!r}.")
-    names = fitting if layers is None else [name for name in fitting if name in set(layers)]
+    ends = {name for pair in pairs for name in pair}
+    if layers is None:
+        names = [name for name in fitting if name in ends or not isinstance(calls[name].layer, _ARRANGING)]
+    else:
+        names = [name for name in fitting if name in ends.union(layers)]
     if not names:
         raise ValueError(
             f"`layers` must name at least one place. Received: layers={layers!r}. Places: {', '.join(fitting) or 'none'}."
