@@ -273,7 +273,7 @@ def best_map(teacher: keras.Model, first: int, last: int, size: int, images: np.
     channels = y.shape[-1]
     fit = ridge(moments, len(moments.mean) - channels, [1e-6])
     spread = np.diag(moments.scatter)[-channels:]
-    made = keras.layers.Conv2D(channels, size, padding="same")
+    made = keras.layers.Conv2D(channels, size, padding="same", name=f"map_of_{teacher.layers[last].name}_{size}")
     made.build((None, *read.shape[1:]))
     made.set_weights([fit.kernel.reshape(size, size, -1, channels), fit.bias])
     return made, float(np.sum(fit.r2 * spread) / spread.sum())
