@@ -3,8 +3,10 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from sklearn.linear_model import Ridge
 
+from keras_kd import _batching
 from keras_kd._moments import Moments, _decomposed, _inverted, ridge
 from keras_kd.layers import LinearProbe
 
@@ -79,3 +81,54 @@ def test_effective_rows_are_the_rows_of_one_weight_and_those_shown_by_a_mask():
 def test_the_probe_names_what_it_cannot_adapt_to(arguments, message):
     with pytest.raises(ValueError, match=message):
         LinearProbe(3).adapt(X, **{"targets": Y} | arguments)
+
+
+class Sequence(keras.utils.PyDataset):
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        return X[index * 40 : index * 40 + 40], Y[index * 40 : index * 40 + 40]
+
+
+def joined(data, *others, **settings):
+    batches = list(_batching.batches(data, *others, **settings))
+    return [np.concatenate([np.asarray(batch[part]) for batch in batches]) for part in (0, 1)]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        (Sequence(),),
+        (X, Y),
+        (X.tolist(), Y.tolist()),
+        (tf.data.Dataset.from_tensor_slices((X, Y)).batch(50),),
+        ([(X[:50], Y[:50]), (X[50:], Y[50:])],),
+        (((X[i : i + 40].tolist(), Y[i : i + 40].tolist()) for i in (0, 40, 80)),),
+    ],
+)
+def test_all_kinds_of_data_give_the_same_batches(data):
+    x, y = joined(*data, size=32)
+    np.testing.assert_array_equal(x, X)
+    np.testing.assert_array_equal(y, Y)
+
+
+def test_targets_are_nested_as_they_come():
+    batches = list(_batching.batches([X, X[:, :2]], {"class": Y, "sum": X.sum(-1)}, size=50))
+    assert [len(x[1]) for x, _, _ in batches] == [len(y["sum"]) for _, y, _ in batches] == [50, 50, 20]
+    np.testing.assert_array_equal(np.concatenate([y["class"] for _, y, _ in batches]), Y)
+
+
+@pytest.mark.parametrize(
+    ("data", "targets", "message"),
+    [
+        (tf.data.Dataset.from_tensor_slices((X, Y)), None, "Batch the data set first"),
+        (tf.data.Dataset.from_tensor_slices((X, Y)).batch(8).repeat(), None, "`data` must end"),
+        ([[1.0, 2.0], [3.0]], [0, 1], "`data` must be arrays of samples"),
+        ([{"a": "b"}], None, "Batches must hold arrays"),
+        ([X, X], [Y, Y[:3]], "`labels` must hold one entry for each sample. Received: 3 for 120"),
+    ],
+)
+def test_what_are_no_batches_is_named(data, targets, message):
+    with pytest.raises(ValueError, match=message):
+        list(_batching.batches(data, targets))
