@@ -75,7 +75,7 @@ def _are_arrays(data: Any, targets: Any) -> bool:
 
 
 def _length(x: Any) -> int:
-    shape = np.shape(keras.tree.flatten(x)[0])
+    shape = tuple(np.shape(keras.tree.flatten(x)[0]))
     if not shape:
         raise ValueError(
             "`data` must be batches, with samples along the first axis. Received: single numbers. Batch the data set first: "
