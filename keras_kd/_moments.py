@@ -19,17 +19,19 @@ class Moments:
         rows: number of rows.
         mean: `(columns,)`.
         scatter: `(columns, columns)`.
+        squares: sum of the squares of the rows' weights; None for rows of one weight.
     """
 
     weight: float
     rows: int
     mean: np.ndarray
     scatter: np.ndarray
+    squares: float | None = None
 
     @classmethod
     def empty(cls, columns: int) -> "Moments":
         """Those of no rows."""
-        return cls(0.0, 0, np.zeros(columns), np.zeros((columns, columns)))
+        return cls(0.0, 0, np.zeros(columns), np.zeros((columns, columns)), 0.0)
 
     @classmethod
     def of(cls, rows: Any, weights: Any = None) -> "Moments":
@@ -43,34 +45,42 @@ class Moments:
         if weights is None:
             mean = values.mean(0) if len(values) else np.zeros(values.shape[1])
             centered = values - mean
-            return cls(float(len(values)), len(values), mean, centered.T @ centered)
+            return cls(float(len(values)), len(values), mean, centered.T @ centered, float(len(values)))
         weights = np.asarray(weights, "float64")
         total = float(weights.sum())
         mean = weights @ values / total if total else np.zeros(values.shape[1])
         centered = (values - mean) * np.sqrt(weights)[:, None]
-        return cls(total, len(values), mean, centered.T @ centered)
+        return cls(total, len(values), mean, centered.T @ centered, float(np.square(weights).sum()))
+
+    @property
+    def effective_rows(self) -> float:
+        """Number of rows of one weight that say as much: `(sum v)^2 / sum v^2` (Kish 1965)."""
+        squares = self._squares()
+        return self.weight**2 / squares if squares else 0.0
+
+    def _squares(self) -> float:
+        return self.weight**2 / max(self.rows, 1) if self.squares is None else self.squares
 
     def part(self, columns: Any) -> "Moments":
         """Those of some of the columns: a slice, or their numbers."""
         chosen = np.arange(len(self.mean))[columns]
-        return Moments(self.weight, self.rows, self.mean[chosen], self.scatter[np.ix_(chosen, chosen)])
+        return Moments(self.weight, self.rows, self.mean[chosen], self.scatter[np.ix_(chosen, chosen)], self.squares)
 
     def scaled(self, factors: np.ndarray) -> "Moments":
         """Those of columns that are multiplied by factors."""
         return Moments(self.weight, self.rows, self.mean * factors, self.scatter * np.outer(factors, factors))
 
-    def uncentred(self) -> "Moments":
-        """The same, as if the mean were known to be 0: a linear map fitted to it has no constant."""
-        return Moments(
-            self.weight, self.rows, np.zeros_like(self.mean), self.scatter + self.weight * np.outer(self.mean, self.mean)
-        )
+    def with_mean(self, share: float) -> "Moments":
+        """The same, as if no constant could stand for the mean in a share of the rows."""
+        return dataclasses.replace(self, scatter=self.scatter + share * self.weight * np.outer(self.mean, self.mean))
 
     def add(self, other: "Moments") -> None:
         """Takes in those of other rows, exactly as if all had come at once (Chan, Golub, LeVeque 1979)."""
         if self.mean.shape != other.mean.shape:
             raise ValueError(f"Moments of {len(self.mean)} columns do not go with moments of {len(other.mean)}.")
-        total = self.weight + other.weight
+        total, self.squares = self.weight + other.weight, self._squares() + other._squares()
         if not total:
+            self.rows += other.rows
             return
         step = other.mean - self.mean
         self.scatter += other.scatter
@@ -104,10 +114,12 @@ def ridge(moments: Moments, inputs: int, l2s: Any) -> RidgeFit:
     ```
     min over W, b of  1/2 sum_i v_i |y_i - W' x_i - b|^2 + 1/2 l2 |W|^2       (the b is free)
     GCV(l2) = n RSS(l2) / (n - 1 - sum_j e_j / (e_j + l2))^2,   e: eigenvalues of the inputs' scatter
+    n = (sum v)^2 / sum v^2,   RSS = n / sum v * sum_i v_i |y_i - W' x_i - b|^2
     ```
 
-    One eigendecomposition serves all penalties. Directions without any variance, as collinear and constant columns make them, get
-    no weight.
+    One eigendecomposition serves all penalties; for a single one an inverse does, where that is as exact. Directions without any
+    variance, as collinear and constant columns make them, get no weight. All weights times c, and the penalties too, change
+    nothing.
 
     Args:
         moments: of rows `[x, y]`.
@@ -117,24 +129,64 @@ def ridge(moments: Moments, inputs: int, l2s: Any) -> RidgeFit:
     Returns:
         The fit of the best penalty.
     """
-    scatter, n = moments.scatter, moments.weight
+    penalties = [float(l2) for l2 in l2s]
+    if not penalties:
+        raise ValueError("`l2` must hold at least one penalty. Received: none.")
+    solved = _inverted(moments, inputs, penalties[0]) if len(penalties) == 1 else None
+    solutions = _decomposed(moments, inputs, penalties) if solved is None else [solved]
+    fits = [_as_fit(moments, inputs, l2, *solution) for l2, solution in zip(penalties, solutions, strict=True)]
+    return min(fits, key=lambda fit: fit.gcv)
+
+
+# Up to this condition an inverse is as good as an eigendecomposition, to nine digits.
+_WELL_CONDITIONED = 1e6
+
+_Solution = tuple[np.ndarray, np.ndarray, float]  # W, the weighted residual of each output, degrees of freedom that it takes
+
+
+def _inverted(moments: Moments, inputs: int, l2: float) -> _Solution | None:
+    """The solution for one penalty; None where the scatter is too near to a singular one."""
+    scatter = moments.scatter
+    sxy, syy = scatter[:inputs, inputs:], np.diag(scatter)[inputs:]
+    penalised = scatter[:inputs, :inputs] + l2 * np.eye(inputs)
+    spread = np.sqrt(np.diag(penalised))
+    if not np.all(spread > 0):
+        return None
+    scaled = penalised / np.outer(spread, spread)
+    try:
+        inverse = np.linalg.inv(scaled)
+    except np.linalg.LinAlgError:
+        return None
+    if not np.linalg.norm(scaled) * np.linalg.norm(inverse) < _WELL_CONDITIONED:
+        return None
+    inverse /= np.outer(spread, spread)
+    kernel = inverse @ sxy
+    residual = syy - np.sum(kernel * (2 * sxy - scatter[:inputs, :inputs] @ kernel), axis=0)
+    return kernel, residual, float(inputs - l2 * np.trace(inverse))
+
+
+def _decomposed(moments: Moments, inputs: int, penalties: list[float]) -> list[_Solution]:
+    """The solutions for all penalties."""
+    scatter = moments.scatter
     sxx, sxy, syy = scatter[:inputs, :inputs], scatter[:inputs, inputs:], np.diag(scatter)[inputs:]
     values, vectors = np.linalg.eigh(sxx)
     floor = max(values[-1], 0.0) * inputs * np.finfo("float64").eps
     alive = values > floor
     values, vectors = values[alive], vectors[:, alive]
     rotated = vectors.T @ sxy  # (alive, outputs)
-    best: RidgeFit | None = None
-    for l2 in l2s:
+    found = []
+    for l2 in penalties:
         shrunk = rotated / (values + l2)[:, None]
         residual = syy - np.sum(shrunk * (2 * rotated - values[:, None] * shrunk), axis=0)
-        freedom = n - 1 - float(np.sum(values / (values + l2)))
-        gcv = float(n * np.sum(residual) / freedom**2) if freedom > 0 else np.inf
-        if best is None or gcv < best.gcv:
-            kernel = vectors @ shrunk
-            bias = moments.mean[inputs:] - moments.mean[:inputs] @ kernel
-            explained = np.divide(residual, syy, out=np.ones_like(syy), where=syy > 0)
-            best = RidgeFit(kernel, bias, float(l2), 1 - explained, gcv)
-    if best is None:
-        raise ValueError("`l2` must hold at least one penalty.")
-    return best
+        found.append((vectors @ shrunk, residual, float(np.sum(values / (values + l2)))))
+    return found
+
+
+def _as_fit(moments: Moments, inputs: int, l2: float, kernel: np.ndarray, residual: np.ndarray, taken: float) -> RidgeFit:
+    bias = moments.mean[inputs:] - moments.mean[:inputs] @ kernel
+    spread = np.diag(moments.scatter)[inputs:]
+    unexplained = np.divide(residual, spread, out=np.ones_like(spread), where=spread > 0)
+    n = moments.effective_rows
+    freedom = n - 1 - taken
+    gcv = float(n * np.sum(residual) * (n / moments.weight) / freedom**2) if freedom > 0 else np.inf
+    return RidgeFit(kernel, bias, l2, 1 - unexplained, gcv)

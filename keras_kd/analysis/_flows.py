@@ -26,14 +26,14 @@ class Flow:
         place: the last place before other layers mix its channels.
         readers: paths of the layers that mix them.
         between: paths of layers on the way that have weights for each channel.
-        padded: whether a reader sees zeros around them, which no constant can stand for.
+        padded: share of the windows of those that read them that show zeros beyond the border, where no constant stands for them.
         reason: why its channels cannot go alone, "" if they can.
     """
 
     place: str
     readers: tuple[str, ...] = ()
     between: tuple[str, ...] = ()
-    padded: bool = False
+    padded: float = 0.0
     reason: str = ""
 
 
@@ -224,7 +224,7 @@ def _follow(call: _calls.Call, links: Links, known: set[str], reason: Callable[[
         if following and all(_mixes(one.layer) for one in following):
             flow.reason = next((why for one in following if (why := _of_reader(reason(one)))), "")
             flow.readers, flow.between = tuple(one.path for one in following), tuple(between)
-            flow.padded |= any(_pads(one.layer) for one in following)
+            flow.padded = max(flow.padded, *(_padded(one) for one in following))
             return flow
         if len(following) != 1:
             flow.reason = "several layers read it" if following else "no layer is seen to read it"
@@ -233,7 +233,7 @@ def _follow(call: _calls.Call, links: Links, known: set[str], reason: Callable[[
         follows = isinstance(one.layer, (*_FOLLOWED, _L.Flatten)) and getattr(one.layer, "depth_multiplier", 1) == 1
         flow.reason = reason(one) if follows else f'"{one.path}" ties its channels to others'
         flat |= isinstance(one.layer, _L.Flatten)
-        flow.padded |= _pads(one.layer)
+        flow.padded = max(flow.padded, _padded(one))
         if getattr(one.layer, "variables", None):
             flow.reason = flow.reason or (f'"{one.path}" stands after a Flatten' if flat else "")
             between.append(one.path)
@@ -248,8 +248,12 @@ def _of_reader(reason: str) -> str:
     return "" if reason.endswith("may mix channels") else reason
 
 
-def _pads(layer: Any) -> bool:
-    """Whether a layer sees, or makes, zeros around its input."""
+def _padded(call: _calls.Call) -> float:
+    """Share of a layer's windows that show zeros beyond the border of its input."""
+    layer, sizes = call.layer, [length or 8 for length in call.inputs[0].shape[1:-1]]
     if isinstance(layer, PADDINGS):
-        return True
-    return isinstance(layer, CONVOLUTIONS) and layer.padding != "valid" and any(size > 1 for size in layer.kernel_size)
+        return 1 - math.prod(a / (b or a) for a, b in zip(sizes, call.outputs[0].shape[1:-1], strict=True))
+    if not isinstance(layer, CONVOLUTIONS) or layer.padding == "valid":
+        return 0.0
+    reach = [(size - 1) * step for size, step in zip(layer.kernel_size, layer.dilation_rate, strict=True)]
+    return 1 - math.prod(max(length - beyond, 0) / length for length, beyond in zip(sizes, reach, strict=True))

@@ -79,9 +79,9 @@ class Gathered:
                     "Give more samples, raise `max_positions`, or name other `layers`."
                 )
         rows = self._probed()
-        padded = {flow.place for flow in flows.values() if flow.padded and not flow.reason}
+        padded = {flow.place: flow.padded for flow in flows.values() if not flow.reason}
         layers = [place for place in self.places if " .. " not in place.name]
-        made = [self._layer(place, levels, l2, costs, rows, place.name in padded) for place in layers]
+        made = [self._layer(place, levels, l2, costs, rows, padded.get(place.name, 0.0)) for place in layers]
         blocks = [self._block(place, l2) for place in self.places if " .. " in place.name]
         routes = {name: FlowAnalysis(f.place, f.readers, f.between, f.padded, f.reason) for name, f in flows.items()}
         return LinearReport(
@@ -163,7 +163,7 @@ class Gathered:
         )
 
     def _layer(
-        self, place: Place, levels: list[float], l2: float, costs: dict[str, Any], probed: dict[str, Any], padded: bool
+        self, place: Place, levels: list[float], l2: float, costs: dict[str, Any], probed: dict[str, Any], padded: float
     ) -> LayerAnalysis:
         sums = self.sums[place.name]
         moments = self.output_moments(place.name)
@@ -172,7 +172,7 @@ class Gathered:
         eigenvalues, vectors = np.linalg.eigh(moments.scatter)
         spectrum = np.maximum(eigenvalues[::-1], 0.0) / moments.weight
         gradient = self._gradient(place)
-        plain = moments.uncentred() if padded else moments
+        plain = moments.with_mean(padded)
         weighted = plain.scaled(np.sqrt(gradient))
         order = removal_order(weighted)
         singular = _weight_spectrum(place.layer)

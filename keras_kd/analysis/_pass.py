@@ -21,7 +21,8 @@ class Pass:
 
     The clean pass runs once, with all places on its way. From the same pass come the Jacobian-vector products (by differentiating
     the backward pass with respect to what it was fed, which is exact and works in loops, too) and the gradients of the loss. Each
-    level of noise takes one more pass.
+    level of noise takes one more pass. Where TensorFlow has no such second derivative, the products are central differences, of two
+    more passes.
 
     Args:
         model: a built model.
@@ -30,6 +31,10 @@ class Pass:
         loss: of `(y, outputs)`, one number for each sample; None: the outputs' product with random signs.
         max_positions: positions of each sample and place of which rows are taken.
         seed: of noise, signs and positions.
+
+    Attributes:
+        differences: why the products are central differences; "" where they are exact.
+        without: names of places that have no gradient, and why.
     """
 
     def __init__(
@@ -46,6 +51,8 @@ class Pass:
         self.max_positions, self.seed = max_positions, seed
         self.leaves = _calls.find_leaves(model)
         self.pool = LinearProbe(1)
+        self.differences = ""
+        self.without: dict[str, str] = {}
 
     def compiled(self, x: Any, y: Any) -> Callable[..., dict[str, Any]]:
         """The function `(x, y, number of the batch)`, traced once for batches of any length.
@@ -56,7 +63,7 @@ class Pass:
         """
         signature = (x, tf.TensorSpec((), "int32")) if y is None else (x, y, tf.TensorSpec((), "int32"))
         run = (lambda x, step: self._run(x, None, step)) if y is None else self._run
-        made = tf.function(run, input_signature=signature)
+        made = tf.function(run, input_signature=signature, autograph=False)  # Keras' own steps do without it, too
         return (lambda x, _, step: made(x, step)) if y is None else made
 
     def _run(self, x: Any, y: Any, step: Any) -> dict[str, Any]:
@@ -71,7 +78,7 @@ class Pass:
         tensors = {name: outputs[name] for name in names}
         self._add_responses(found, tensors, clean, deltas, x)
         loss = _signed(clean.final, chance) if self.loss is None else tf.reduce_sum(self.loss(y, clean.final))
-        for name, gradient in zip(names, tf.gradients(loss, list(tensors.values())), strict=True):
+        for name, gradient in zip(names, self._gradients(loss, tensors), strict=True):
             found[name] |= _sensitivities(_wide(tensors[name]), gradient)
         for name in names:
             found[name] |= _extremes(tensors[name], chance)
@@ -79,11 +86,15 @@ class Pass:
         return found | {"": {"output": clean.final}}
 
     def _forward(self, x: Any, deltas: Mapping[str, Any] | None) -> "_Clean":
-        """One pass; noise, or zeros that derivatives are taken by, is added to inputs of floats and to what reads whole numbers."""
+        """One pass; noise, or zeros that derivatives are taken by, is added to the first floats that there are.
+
+        These are inputs of floats, what layers give that read whole numbers (embeddings), and what they read that was computed from
+        whole numbers (images in bytes, rescaled).
+        """
         clean = _Clean()
         flat = []
         for index, tensor in enumerate(keras.tree.flatten(x)):
-            flat.append(clean.enter(f"input {index}", tensor, deltas) if tensor.dtype.is_floating else tensor)
+            flat.append(clean.enter(f"input {index}", tensor, deltas) if tensor.dtype.is_floating else clean.whole(tensor))
         entered = keras.tree.pack_sequence_as(x, flat)
         counts: dict[str, int] = {}
         graph = tf.compat.v1.get_default_graph()
@@ -93,12 +104,17 @@ class Pass:
                 if tf.compat.v1.get_default_graph() is not graph:
                     return call(*args, **kwargs)
                 index, counts[path] = counts.get(path, 0), counts.get(path, 0) + 1
+                if clean.wholes:
+                    args, kwargs = clean.with_noise(f"{path} {index}", (args, kwargs), deltas)
                 result = call(*args, **kwargs)
-                read = [t for t in keras.tree.flatten(args or (kwargs.get("inputs"),)) if tf.is_tensor(t)]
-                if read and not any(t.dtype.is_floating for t in read) and tf.is_tensor(result) and result.dtype.is_floating:
-                    result = clean.enter(f"{path} {index}", result, deltas)
+                read = _tensors(args or (kwargs.get("inputs"),))
+                given = _tensors(result)
+                one = given[0] if len(given) == 1 else None
+                if one is not None and one.dtype.is_floating and read and not any(t.dtype.is_floating for t in read):
+                    one = clean.enter(f"{path} {index}", one, deltas)
+                    result = keras.tree.map_structure(lambda t: one if t is given[0] else t, result)
                 for name in {path, f"{path}:{index}"}:
-                    clean.inputs[name], clean.outputs[name] = read, result
+                    clean.inputs[name], clean.outputs[name] = read, one
                     clean.masks[name] = _calls._mask_of(layer, args)
                 return result
 
@@ -117,7 +133,9 @@ class Pass:
         rows = tf.gather(_flat(output), positions, batch_dims=1)  # (batch, positions, channels)
         read = [_window_rows(_wide(clean.inputs[r.call][r.index]), r, positions, inner) for r in place.readings]
         mask = clean.masks.get(place.name)
-        found = {"rows": tf.reshape(tf.concat([*read, rows], -1), (-1, sum(r.columns for r in place.readings) + place.channels))}
+        widest = max((one.dtype for one in (*read, rows)), key=lambda dtype: dtype.size)
+        joint = tf.concat([tf.cast(one, widest) for one in (*read, rows)], -1)
+        found = {"rows": tf.reshape(joint, (-1, sum(r.columns for r in place.readings) + place.channels))}
         if mask is not None and len(inner) == 1:
             found["weights"] = tf.reshape(tf.gather(tf.cast(mask, "float32"), positions, batch_dims=1), (-1,))
         return found
@@ -127,10 +145,7 @@ class Pass:
     ) -> None:
         if not deltas:
             return
-        feeds = [tf.zeros_like(tensor) for tensor in tensors.values()]
-        back = tf.gradients(list(tensors.values()), list(clean.zeros.values()), grad_ys=feeds)
-        pairs = [(gradient, deltas[key]) for key, gradient in zip(clean.zeros, back, strict=True) if gradient is not None]
-        products = tf.gradients([one for one, _ in pairs], feeds, grad_ys=[delta for _, delta in pairs])
+        products = self._products(tensors, clean, deltas, x)
         around = _norms(list(clean.entries.values()))
         given = _norms(list(deltas.values()))
         for name, tensor, product in zip(tensors, tensors.values(), products, strict=True):
@@ -150,6 +165,35 @@ class Pass:
                 found[name]["changed"].append(tf.reduce_sum(squares))
                 found[name]["left"].append(tf.reduce_sum(_squares(change - linear)))
 
+    def _gradients(self, loss: Any, tensors: dict[str, Any]) -> list[Any]:
+        """Of the loss with respect to each tensor; None where there is none."""
+        try:
+            return list(tf.gradients(loss, list(tensors.values())))
+        except LookupError:
+            found = []
+            for name, tensor in tensors.items():
+                try:
+                    found += tf.gradients(loss, [tensor])
+                except LookupError as error:
+                    self.without[name] = _first_line(error)
+                    found.append(None)
+            return found
+
+    def _products(self, tensors: dict[str, Any], clean: "_Clean", deltas: dict[str, Any], x: Any) -> list[Any]:
+        """J d for each tensor; None where no noise reaches it."""
+        if not self.differences:
+            feeds = [tf.zeros_like(tensor) for tensor in tensors.values()]
+            try:
+                back = tf.gradients(list(tensors.values()), list(clean.zeros.values()), grad_ys=feeds)
+                pairs = [(gradient, deltas[key]) for key, gradient in zip(clean.zeros, back, strict=True) if gradient is not None]
+                return list(tf.gradients([one for one, _ in pairs], feeds, grad_ys=[delta for _, delta in pairs]))
+            except LookupError as error:  # no gradient of an operation, or of its gradient
+                self.differences = _first_line(error)
+        half = any(tensor.dtype.size < 4 for tensor in tensors.values())
+        step = (0.03 if half else 1e-3) / self.noise[0]
+        ahead, behind = (self._forward(x, {key: delta * sign for key, delta in deltas.items()}) for sign in (step, -step))
+        return [(_wide(ahead.outputs[name]) - _wide(behind.outputs[name])) / (2 * step) for name in tensors]
+
 
 class _Clean:
     """What a pass gave."""
@@ -161,6 +205,9 @@ class _Clean:
         self.entries: dict[str, Any] = {}
         self.zeros: dict[str, Any] = {}
         self.final: Any = None
+        self.wholes: list[Any] = []  # inputs of whole numbers
+        self.kinds: dict[str, tuple[bool, bool]] = {}  # of an operation: is there noise in it, are there whole inputs
+        self.noisy: dict[int, tuple[Any, Any]] = {}  # by a tensor's id: it, and it with noise
 
     def enter(self, key: str, tensor: Any, deltas: Mapping[str, Any] | None) -> Any:
         """Adds noise, or zeros."""
@@ -169,7 +216,40 @@ class _Clean:
         entered = tensor + self.zeros[key]
         if getattr(tensor, "_keras_mask", None) is not None:
             entered._keras_mask = tensor._keras_mask
+        self.kinds[entered.op.name] = (True, False)
         return entered
+
+    def whole(self, tensor: Any) -> Any:
+        """Marks an input of whole numbers."""
+        if tensor.dtype.is_integer or tensor.dtype.is_bool:
+            self.wholes.append(tensor)
+            self.kinds[tensor.op.name] = (False, True)
+        return tensor
+
+    def with_noise(self, key: str, arguments: Any, deltas: Mapping[str, Any] | None) -> Any:
+        """What a layer reads, with noise in the floats that were computed from whole numbers, if nothing that it reads has some."""
+        floats = [t for t in _tensors(arguments) if t.dtype.is_floating and t.shape.rank]
+        fresh = [t for t in floats if self._kind(t) == (False, True)]
+        if any(self._kind(t)[0] for t in floats if id(t) not in self.noisy):
+            return arguments
+        for tensor in fresh:
+            if id(tensor) not in self.noisy:
+                self.noisy[id(tensor)] = tensor, self.enter(f"{key} reads {len(self.noisy)}", tensor, deltas)
+        return keras.tree.map_structure(lambda one: self.noisy.get(id(one), (None, one))[1], arguments)
+
+    def _kind(self, tensor: Any) -> tuple[bool, bool]:
+        pending, seen = [tensor.op], set()
+        while pending:
+            operation = pending[-1]
+            sources = [] if operation.name in self.kinds else [one.op for one in operation.inputs]
+            unknown = [one for one in sources if one.name not in self.kinds and one.name not in seen]
+            seen |= {one.name for one in unknown}
+            pending.extend(unknown)
+            if not unknown:
+                pending.pop()
+                kinds = [self.kinds.get(one.name, (False, False)) for one in sources]
+                self.kinds.setdefault(operation.name, (any(noise for noise, _ in kinds), any(whole for _, whole in kinds)))
+        return self.kinds[tensor.op.name]
 
 
 class _Chance:
@@ -180,7 +260,7 @@ class _Chance:
 
     def _key(self) -> Any:
         self.drawn += 1
-        return tf.stack([tf.constant(self.seed * 7919 + self.drawn, "int32"), self.step])
+        return tf.stack([tf.constant((self.seed * 7919 + self.drawn) % (2**31 - 1), "int32"), self.step])
 
     def normal(self, like: Any) -> Any:
         return tf.cast(tf.random.stateless_normal(tf.shape(like), self._key()), like.dtype)
@@ -190,6 +270,14 @@ class _Chance:
 
     def signs(self, like: Any) -> Any:
         return tf.cast(tf.where(self.uniform(tf.shape(like)) < 0.5, -1.0, 1.0), like.dtype)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).split("\n")[0][:160]
+
+
+def _tensors(nested: Any) -> list[Any]:
+    return [tensor for tensor in keras.tree.flatten(nested) if tf.is_tensor(tensor)]
 
 
 def _wide(tensor: Any) -> Any:
@@ -202,11 +290,11 @@ def _inner(tensor: Any) -> list[int]:
 
 
 def _squares(tensor: Any) -> Any:
-    return tf.reduce_sum(tf.square(tensor), axis=_inner(tensor))
+    return tf.cast(tf.reduce_sum(tf.square(tensor), axis=_inner(tensor)), "float64")
 
 
 def _norms(tensors: list[Any]) -> Any:
-    return tf.sqrt(tf.add_n([tf.cast(_squares(_wide(tensor)), "float32") for tensor in tensors]))
+    return tf.sqrt(tf.add_n([_squares(_wide(tensor)) for tensor in tensors]))
 
 
 def _rms(tensor: Any) -> Any:
@@ -276,9 +364,9 @@ def _extremes(tensor: Any, chance: _Chance) -> dict[str, Any]:
     """Lowest and highest value of each channel, and a sum of its bits that equal channels share, over all positions."""
     axes = list(range(len(tensor.shape) - 1))
     tensor = _wide(tensor)
-    wide = tf.cast(tensor, "float32") if tensor.dtype != tf.float32 else tensor
-    bits = tf.bitcast(wide + 0.0, tf.int32)  # -0.0 becomes 0.0
+    whole = tf.int64 if tensor.dtype == tf.float64 else tf.int32
+    bits = tf.bitcast(tensor + tf.zeros((), tensor.dtype), whole)  # -0.0 becomes 0.0
     shape = tf.concat([tf.shape(tensor)[:-1], [1]], 0)
-    factors = tf.random.stateless_uniform(shape, chance._key(), None, None, tf.int32)
+    factors = tf.random.stateless_uniform(shape, chance._key(), None, None, whole)
     # Sums of whole numbers that wrap around do not depend on their order.
     return {"low": tf.reduce_min(tensor, axes), "high": tf.reduce_max(tensor, axes), "bits": tf.reduce_sum(bits * factors, axes)}

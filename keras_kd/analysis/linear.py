@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -9,13 +10,16 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_kd import _batching, _calls, _macs, _outputs
+from keras_kd import _batching, _calls, _macs
 from keras_kd._progress import Progress, Verbose
-from keras_kd.analysis import _flows, _places
+from keras_kd.analysis import _arguments, _flows, _places
 from keras_kd.analysis._gathered import Gathered
 from keras_kd.analysis._pass import Pass
 from keras_kd.analysis._places import Place
 from keras_kd.analysis.results import LinearReport
+
+# Relative; below it, differences of float32 numbers are mostly rounding.
+SMALLEST_NOISE = 1e-5
 
 
 def linear_analysis(
@@ -54,21 +58,26 @@ def linear_analysis(
 
     Where a layer has a window (convolution, pooling), z is what the window shows; for blocks, what all windows in it show together.
     `linearity` of layers that mix positions in other ways is that of the best map of single positions, a lower bound. What is
-    between integers (tokens) and floats is not differentiable: noise is added to what the embeddings give.
+    between integers and floats is not differentiable: noise is added to the first floats, what embeddings of tokens give, or images
+    of bytes as floats.
 
     Without labels, g is the gradient of the outputs' product with random signs: `fisher` is then half the expected square of the
     outputs' first-order change, and costs are in these units. With labels, costs are in those of the loss.
 
     Args:
         model: a built model; for a Distiller, its student.
-        data: inputs nested as the model takes them, or an iterable of batches `x` or `(x, y)`, such as a `tf.data.Dataset`.
-        labels: what `loss` takes, `(samples, ...)`; class indices also give the accuracy of linear probes.
-        noise: size of the noise, relative, above 0; several give a curve.
+        data: inputs nested as the model takes them, in order or by their names, or an iterable of batches `x` or `(x, y)`, such as
+            a `tf.data.Dataset`. Sample weights `(x, y, sample_weight)` are not used, with a warning: all samples count alike.
+        labels: what `loss` takes, `(samples, ...)`, nested as it takes them; classes (indices, or one-hot rows for several outputs)
+            also give the accuracy of linear probes, up to 4096 classes.
+        noise: size of the noise, relative, above 0; several give a curve. Below 1e-5 it is mostly the rounding of float32.
         layers: names of places, such as `"backbone/conv1"`; None for all that give one tensor of floats, and do more
             than arrange it.
         blocks: pairs of names, the first and the last layer of a block.
         loss: a Keras loss, its name, or a function of `(y, outputs)` that gives a number for each sample; None: cross-entropy of
-            class indices, or the squared error of real targets.
+            class indices, and of rows of probabilities (one-hot, say) for a last layer of softmax or logits; binary cross-entropy
+            for one of sigmoids with labels in [0, 1], and for a single output with integers 0 and 1; the squared error of other
+            targets.
         l2: penalty of `linearity`, the `alpha` of scikit-learn's `Ridge`.
         max_positions: positions of each sample of which rows are taken, at random, where a layer has more (pixels, steps). What is
             said of constant and duplicate channels is of all positions.
@@ -83,7 +92,9 @@ def linear_analysis(
     Raises:
         TypeError: if `model` is no Keras model.
         ValueError: if it is not built; for data without samples, or with fewer rows than a layer has channels (it is named); for
-            NaN in a layer (it is named); for labels of another length, noise that is not above 0, and names that match nothing.
+            NaN in a layer or in the gradient of the loss (it is named); for labels that are no numbers, of another length or no
+            indices of the outputs; for noise that is not above 0, names that match nothing, stateful layers, and a QuantizedModel
+            (pass `quantized.model`).
 
     Example:
 
@@ -102,7 +113,9 @@ def linear_analysis(
     stream = _batching.batches(data, labels, size=batch_size, required=False)
     samples = _batching.count(data, labels)
     settings = Settings(_checked_noise(noise), layers, tuple(blocks), loss, l2, max_positions, max_columns, seed)
-    return analyse(checked_model(model), stream, classes_of=labels, settings=settings, samples=samples, verbose=verbose)[1]
+    return analyse(_arguments.checked_model(model), stream, classes_of=labels, settings=settings, samples=samples, verbose=verbose)[
+        1
+    ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,10 +138,19 @@ class Settings:
                 raise ValueError(f"`{name}` must be a whole number of at least 1. Received: {name}={value!r}.")
         if isinstance(self.l2, bool) or not isinstance(self.l2, (int, float)) or not self.l2 >= 0:
             raise ValueError(f"`l2` must be a number of at least 0. Received: l2={self.l2!r}.")
+        _arguments.checked_seed(self.seed)
+        _arguments.checked_names("layers", self.layers)
 
 
 def analyse(
-    model: keras.Model, batches: Iterable[Any], *, classes_of: Any, settings: Settings, samples: int | None, verbose: Verbose
+    model: keras.Model,
+    batches: Iterable[Any],
+    *,
+    classes_of: Any,
+    settings: Settings,
+    samples: int | None,
+    verbose: Verbose,
+    trace: _calls.Trace | None = None,
 ) -> tuple[Gathered, LinearReport]:
     """One pass over batches `(x, y, sample_weight)`: the report, and what it was made from.
 
@@ -139,39 +161,102 @@ def analyse(
         settings: arguments of `linear_analysis`.
         samples: their number, if it is known.
         verbose: progress.
+        trace: of the model, if there is one.
     """
     stream = iter(batches)
     first = next(stream)
     specs = _places.input_specs(model, keras.tree.map_structure(tf.convert_to_tensor, first[0]))
-    trace = _calls.trace(model, specs)
+    _arguments.fitting(model, first[0], specs)  # says what does not fit before anything is traced
+    _arguments.check_numbers(first[1])
+    trace = trace or _calls.trace(model, specs)
     places, skipped = _chosen(trace, settings)
-    loss = None if first[1] is None and settings.loss is None else loss_of(model, first[1], settings.loss)
-    reader = Pass(model, places, noise=settings.noise, loss=loss, max_positions=settings.max_positions, seed=settings.seed)
-    gathered = Gathered(places, skipped, classes_of_labels(model, classes_of, first[1]), settings.seed)
-    run = None
-    with Progress(samples, title="linear analysis", verbose=verbose) as progress:
-        for step, (x, y, _) in enumerate(itertools.chain([first], stream)):
-            x = _fitting(model, x, specs)
-            y = None if loss is None else keras.tree.map_structure(tf.convert_to_tensor, y)
-            run = run or reader.compiled(specs, keras.tree.map_structure(_any_length, y) if y is not None else None)
-            gathered.add(run(x, y, tf.constant(step)), y)
+    task = _arguments.task_of(model, trace.outputs, first[1], classes_of, settings.loss)
+    reader = Pass(model, places, noise=settings.noise, loss=task.loss, max_positions=settings.max_positions, seed=settings.seed)
+    gathered = Gathered(places, skipped, task.classes, settings.seed)
+    runs = _Runs(model, reader, specs, task)
+    with Progress(samples, title="linear analysis", verbose=verbose) as progress, _arguments.unchanged(model):
+        for step, (x, y, weights) in enumerate(itertools.chain([first], stream)):
+            if weights is not None and not step:
+                warnings.warn("Sample weights are not used: all samples count alike.", UserWarning, stacklevel=3)
+            x = runs.add(x, y, step, gathered)
             progress.advance(len(keras.tree.flatten(x)[0]))
+    _check_masks(gathered)
+    if reader.differences:
+        gathered.skipped.append(f"exact products with the Jacobian, central differences instead: {reader.differences}")
+    gathered.skipped.extend(f"{name}: its gradient ({reason})" for name, reason in reader.without.items())
     costs = {cost.path: cost.macs for cost in _macs.measure(model, keras.tree.map_structure(lambda t: t[:1], x))[0]}
     flows = _flows.find_flows(model, trace, gathered.moments) if getattr(model, "inputs", None) else {}
     return gathered, gathered.report(model, settings.noise, settings.l2, costs, flows)
 
 
-def _fitting(model: keras.Model, x: Any, specs: Any) -> Any:
-    """Inputs in the model's types."""
-    try:
-        made = keras.tree.map_structure(lambda value, spec: tf.cast(value, spec.dtype), x, specs)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f'`data` must be nested as "{model.name}" takes its inputs. Received: {type(x).__name__}.') from error
-    for value, spec in zip(keras.tree.flatten(made), keras.tree.flatten(specs), strict=True):
-        if not spec.is_compatible_with(value):
-            shape = tuple(value.shape)
-            raise ValueError(f'`data` must have the shape that "{model.name}" takes, {tuple(spec.shape)}. Received: {shape}.')
-    return made
+class _Runs:
+    """Batches through the compiled pass, which is traced anew where an axis has another length than before."""
+
+    def __init__(self, model: keras.Model, reader: Pass, specs: Any, task: _arguments.Task) -> None:
+        self.model, self.reader, self.task = model, reader, task
+        self.x, self.y = specs, None
+        self.run: Callable[..., Any] | None = None
+
+    def add(self, x: Any, y: Any, step: int, gathered: Gathered) -> Any:
+        """Runs a batch; returns its inputs as tensors."""
+        x = _arguments.fitting(self.model, x, self.x)
+        self.task.check(y)
+        y = None if self.task.loss is None or y is None else keras.tree.map_structure(tf.convert_to_tensor, y)
+        self._fit(x, y, gathered)
+        try:
+            found = self._call(x, y, step)
+        except tf.errors.InvalidArgumentError as error:  # a second derivative that fails as it runs, as of TimeDistributed
+            if step or self.reader.differences:
+                raise
+            self.reader.differences = error.message.split("\n")[0][-160:]
+            self.run = None
+            found = self._call(x, y, step)
+        gathered.add(found, self.task.indices(y) if self.task.classes is not None else None)
+        for name, one in found.items():
+            if not all(np.isfinite(one[key]).all() for key in ("removed", "gradients") if key in one):
+                raise ValueError(
+                    f'The gradient of the loss must be finite. Received: NaN or infinite values at the layer "{name}". Look at '
+                    "`labels` and `loss`: what layers give is finite."
+                )
+        return x
+
+    def _call(self, x: Any, y: Any, step: int) -> Any:
+        self.run = self.run or self.reader.compiled(self.x, self.y)
+        return self.run(x, y, tf.constant(step))
+
+    def _fit(self, x: Any, y: Any, gathered: Gathered) -> None:
+        if y is not None and self.y is None:
+            self.y = keras.tree.map_structure(lambda one: tf.TensorSpec((None, *one.shape[1:]), one.dtype), y)
+        known = getattr(self.model, "inputs", None)
+        specs = self.x if known else _arguments.widened(self.x, x)
+        labels = None if y is None else _arguments.widened(self.y, y)
+        if specs != self.x:
+            _forget_lengths(gathered)
+        if specs != self.x or labels != self.y:
+            self.run = None
+        self.x, self.y = specs, labels
+
+
+def _forget_lengths(gathered: Gathered) -> None:
+    """Batches differ in length: places have no fixed number of positions, and none reads a whole sample of one size."""
+    for place in gathered.places:
+        place.positions = 1 if place.positions == 1 else None
+        if any(reading.window is None for reading in place.readings):
+            gathered.moments[place.name] = gathered.output_moments(place.name)
+            place.readings, place.reason = [], "batches differ in length"
+
+
+def _check_masks(gathered: Gathered) -> None:
+    for name, moments in gathered.moments.items():
+        if not moments.weight:
+            raise ValueError(
+                f'`data` must show at least one step. Received: all steps of all samples are masked at the layer "{name}". Is it '
+                "all padding?"
+            )
+
+
+# Layers that give what they got, in another shape.
+_ARRANGING = (keras.layers.Flatten, keras.layers.Reshape, keras.layers.Permute, keras.layers.RepeatVector)
 
 
 # Layers that give what they got, in another shape.
@@ -181,10 +266,9 @@ _ARRANGING = (keras.layers.Flatten, keras.layers.Reshape, keras.layers.Permute, 
 def _chosen(trace: _calls.Trace, settings: Settings) -> tuple[list[Place], list[str]]:
     layers, blocks, max_columns = settings.layers, settings.blocks, settings.max_columns
     calls = _places.find_places(trace)
-    skipped = [
-        f"{name} ({call.outputs[0].shape[-1]} channels)" for name, call in calls.items() if call.outputs[0].shape[-1] > max_columns
-    ]
-    fitting = [name for name, call in calls.items() if call.outputs[0].shape[-1] <= max_columns]
+    widths = {name: int(call.outputs[0].shape[-1]) for name, call in calls.items()}
+    skipped = [f"{name} ({width} channels, more than `max_columns`)" for name, width in widths.items() if width > max_columns]
+    fitting = [name for name, width in widths.items() if width <= max_columns]
     pairs = list(blocks)
     if any(not isinstance(pair, (tuple, list)) or len(pair) != 2 for pair in pairs):
         raise ValueError(f"`blocks` must be pairs (first, last) of names. Received: blocks={blocks!r}.")
@@ -195,8 +279,6 @@ def _chosen(trace: _calls.Trace, settings: Settings) -> tuple[list[Place], list[
                 f"`{argument}` must name places of the model that give one tensor of floats with at most {max_columns} channels. "
                 f"Received: {', '.join(unknown)}. Places: {', '.join(fitting)}."
             )
-    if layers is not None and isinstance(layers, str):
-        raise ValueError(f"`layers` must be a sequence of names. Received: layers={layers!r}.")
     ends = {name for pair in pairs for name in pair}
     if layers is None:
         names = [name for name in fitting if name in ends or not isinstance(calls[name].layer, _ARRANGING)]
@@ -210,69 +292,16 @@ def _chosen(trace: _calls.Trace, settings: Settings) -> tuple[list[Place], list[
     return made + [_places.make_block(trace, calls[a], calls[b], max_columns) for a, b in pairs], skipped if layers is None else []
 
 
-def checked_model(model: Any) -> keras.Model:
-    """A built model; of a Distiller, its student."""
-    model = getattr(model, "student", model)
-    if not isinstance(model, keras.Model):
-        raise TypeError(f"`model` must be a keras.Model. Received: model={model!r} of type {type(model).__name__}.")
-    if not model.built:
-        raise ValueError(f'`model` must be built. Received: the unbuilt model "{model.name}". Call it on a batch of data first.')
-    return model
-
-
 def _checked_noise(noise: Any) -> list[float]:
     levels = list(noise) if isinstance(noise, (list, tuple, np.ndarray)) else [noise]
     if not levels or any(
         isinstance(one, bool) or not isinstance(one, (int, float, np.number)) or not 0 < one < np.inf for one in levels
     ):
         raise ValueError(f"`noise` must be a number above 0, or a sequence of such. Received: noise={noise!r}.")
+    if min(levels) < SMALLEST_NOISE:
+        warnings.warn(
+            f"Noise below {SMALLEST_NOISE:g} drowns in the rounding of float32. Received: noise={noise!r}.",
+            UserWarning,
+            stacklevel=3,
+        )
     return [float(one) for one in levels]
-
-
-def _any_length(y: Any) -> Any:
-    return tf.TensorSpec((None, *y.shape[1:]), y.dtype)
-
-
-def classes_of_labels(model: keras.Model, labels: Any, first: Any) -> int | None:
-    """Number of classes, if labels are their indices."""
-    if first is None or keras.tree.is_nested(first):
-        return None
-    y = np.asarray(first)
-    if y.dtype.kind not in "iu" or y.ndim > 2 or (y.ndim == 2 and y.shape[1] != 1):
-        return None
-    shape = getattr(model, "output_shape", None)
-    wide = shape[-1] if isinstance(shape, tuple) and len(shape) == 2 and isinstance(shape[-1], int) and shape[-1] > 1 else None
-    if labels is None:
-        return wide
-    return max(int(np.asarray(labels).max()) + 1, wide or 2)
-
-
-def loss_of(model: keras.Model, y: Any, loss: Any) -> Callable[[Any, Any], Any]:
-    """One number for each sample, from labels and outputs."""
-    if y is None:
-        raise ValueError("`labels` must be given with `loss`. Received: labels=None.")
-    if loss is None:
-        loss = _default_loss(model, y)
-    made = keras.losses.get(loss)
-    function: Callable[[Any, Any], Any] = made.call if isinstance(made, keras.losses.Loss) else made
-    return function
-
-
-def _default_loss(model: keras.Model, y: Any) -> Any:
-    kinds = _outputs.output_kinds(model)
-    if keras.tree.is_nested(y) or len(kinds) > 1:
-        raise ValueError("`loss` must be given for a model with several outputs. Received: loss=None.")
-    if np.asarray(y).dtype.kind == "f":
-        return keras.losses.MeanSquaredError()
-    if not kinds or kinds[0] is None:
-        compiled = getattr(model, "loss", None)
-        if compiled is None:
-            raise ValueError(
-                "`loss` must be given where the model's last layer does not tell whether it gives logits. Received: loss=None. For "
-                "logits: loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True)."
-            )
-        return compiled
-    logits = kinds[0] == _outputs.LOGITS
-    if kinds[0] == "sigmoid" or model.output_shape[-1] == 1:
-        return keras.losses.BinaryCrossentropy(from_logits=logits)
-    return keras.losses.SparseCategoricalCrossentropy(from_logits=logits)

@@ -12,6 +12,7 @@ from keras import ops
 
 from keras_kd import _batching, _calls, _taps
 from keras_kd._moments import Moments, ridge
+from keras_kd.analysis import _arguments
 from keras_kd.layers import LinearProbe
 
 PENALTIES = (1e-4, 1e-2, 1.0, 1e2, 1e4)
@@ -157,11 +158,8 @@ def probe(
     >>> report.rows[0].name, report.rows[0].accuracy > 0.8
     ('hidden', True)
     """
-    model = getattr(model, "student", model)
-    if not isinstance(model, keras.Model):
-        raise TypeError(f"`model` must be a keras.Model. Received: model={model!r} of type {type(model).__name__}.")
-    if not model.built:
-        raise ValueError(f'`model` must be built. Received: the unbuilt model "{model.name}". Call it on a batch of data first.')
+    model = _arguments.checked_model(model)
+    _arguments.checked_names("layers", layers)
     if not 0 < test_share < 1:
         raise ValueError(f"`test_share` must be in (0, 1). Received: test_share={test_share!r}.")
     batches = ((x, y) for x, y, _ in _batching.batches(data, labels, size=batch_size))
@@ -170,7 +168,7 @@ def probe(
     count = classes or _number_of_classes(model, labels)
     gathered = Gathered(names, count, test_share, max_test_samples, seed)
     reader = LinearProbe(1, pooling=pooling)
-    observe = _calls.observer(model, names, lambda _, x, mask: reader.pooled(x, mask))
+    observe = _calls.observer(model, names, lambda _, x, mask: reader.pooled(keras.tree.flatten(x)[0], mask))
     for x, y in _chained(first, batches):
         features, outputs = observe(keras.tree.map_structure(tf.convert_to_tensor, x))
         gathered.add({name: ops.convert_to_numpy(value) for name, value in features.items()}, checked_labels(y, count), outputs)

@@ -61,8 +61,8 @@ class LayerAnalysis:
         linearity_reason: why it was not measured, or why it is a lower bound.
         redundancy: R^2 of each channel by the others, adjusted for their number.
         removal: in which order channels can go, by the variance that is lost.
-        removal_by_cost: the same, each channel's variance multiplied by its `gradient`. Where a layer that reads the channels sees
-            zeros around them, no constant stands in for what is missing.
+        removal_by_cost: the same, each channel's variance multiplied by its `gradient`. Where layers that read the channels see
+            zeros beyond the border, the square of their mean counts, too, by the share of such windows: there no constant stands in.
         removal_by_cost_variance: the share of the variance that is lost in that order, as `removal.errors`.
         cost: expected loss without any of this information: all channels replaced by their means.
         spectrum: eigenvalues of the channels' covariance, falling.
@@ -164,14 +164,14 @@ class FlowAnalysis:
         place: the last place before other layers mix them.
         readers: the layers that mix them.
         between: layers on the way with weights for each channel.
-        padded: whether a reader sees zeros around them.
+        padded: share of the readers' windows that show zeros beyond the border, where no constant stands for a channel.
         reason: why its channels cannot go alone, "" if they can.
     """
 
     place: str
     readers: tuple[str, ...]
     between: tuple[str, ...]
-    padded: bool
+    padded: float
     reason: str
 
 

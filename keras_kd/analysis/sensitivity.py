@@ -12,10 +12,11 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from keras_kd import _batching, _calls, _outputs, _taps
+from keras_kd import _batching, _calls
 from keras_kd._moments import Moments
 from keras_kd._progress import Progress, Verbose
-from keras_kd.analysis import linear
+from keras_kd.analysis import _arguments, _flows, _places, linear
+from keras_kd.analysis._trial import Trial
 from keras_kd.analysis.results import LayerAnalysis, LinearReport
 from keras_kd.quantized._quantizers import round_kernel
 
@@ -127,6 +128,7 @@ def sensitivity(
     reconstruct: bool = True,
     analysis_data: Any = None,
     loss: Any = None,
+    max_positions: int = 8,
     batch_size: int = 256,
     seed: int = 0,
     verbose: Verbose = "auto",
@@ -150,17 +152,19 @@ def sensitivity(
     Args:
         model: a built model.
         data: as in `linear_analysis`. It is kept in memory.
-        labels: what `loss` takes; with class indices accuracies are measured.
-        ratios: shares in (0, 1), or bits from 2 to 16; None for four or five usual ones.
+        labels: what `loss` takes; with classes (indices, 0 and 1 for a single output, or one-hot rows) accuracies are measured.
+        ratios: shares in (0, 1), or bits from 2 to 16; None for four or five usual ones. Each gives a cell, of one channel at least
+            and all but one at most.
         what: "channels", "weights", "bits" or "rank".
         each: for channels: every channel alone instead of ratios.
-        layers: names of layers; None for all convolutions and Dense layers (without those whose channels the output needs, for
-            channels).
+        layers: names of layers, of which alone the measures are taken; None for all convolutions and Dense layers (without those
+            whose channels the output needs, or that are called several times, for channels).
         criterion: by which channels are chosen: "cost", "redundancy", "l1", "l2", "taylor", "fisher", or "random" for comparison.
         reconstruct: whether kept channels stand in for those that went.
         analysis_data: what the measures and the linear maps are taken from, as `data`, without labels or as an iterable of
             batches with them; None: from `data` and `labels`. Other data than what the losses are measured on is the honest test.
         loss: as in `linear_analysis`.
+        max_positions: as in `linear_analysis`.
         batch_size: samples at a time, for arrays.
         seed: of what is drawn.
         verbose: progress; 0 is silent.
@@ -185,22 +189,32 @@ def sensitivity(
     if criterion not in CRITERIA:
         raise ValueError(f"`criterion` must be one of {', '.join(CRITERIA)}. Received: criterion={criterion!r}.")
     chosen = _checked_ratios(ratios, what)
+    settings = linear.Settings(layers=layers, loss=loss, max_positions=max_positions, seed=seed)
+    model = _arguments.checked_model(model)
     batches = list(_batching.batches(data, labels, size=batch_size))
-    model = linear.checked_model(model)
-    gathered, report = _analysed(model, batches, labels, analysis_data, loss, batch_size, seed)
-    trial = _Trial(model, batches, loss)
-    targets = _targets(report, layers, what)
-    if what == "channels":
-        jobs = [job for target in targets for job in _channel_jobs(target, gathered, chosen, each, criterion, reconstruct, seed)]
-    else:
-        jobs = [job for target in targets for job in _kernel_jobs(target, gathered, chosen, what)]
-    cells = []
-    with Progress(len(jobs), what="trials", title=f"sensitivity of {what}", verbose=verbose) as progress:
-        for job in jobs:
-            accuracy, mean = job.run(trial)
-            lost = None if accuracy is None or trial.accuracy is None else trial.accuracy - accuracy
-            cells.append(Cell(job.layer, job.ratio, job.channels, lost, mean - trial.mean, job.predicted))
-            progress.advance()
+    specs = _places.input_specs(model, keras.tree.map_structure(tf.convert_to_tensor, batches[0][0]))
+    _arguments.check_numbers(batches[0][1])
+    batches = [(_arguments.fitting(model, x, specs), y, w) for x, y, w in batches]
+    trace = _calls.trace(model, specs)
+    targets = _targets(model, trace, layers, what, settings.max_columns)
+    settings = dataclasses.replace(settings, layers=[name for target in targets for name in target.places])
+    with _arguments.unchanged(model):
+        gathered, report = _analysed(model, batches, labels, analysis_data, settings, batch_size, trace)
+        trial = Trial(model, batches, _arguments.task_of(model, trace.outputs, batches[0][1], labels, loss))
+        jobs: list[_Job] = []
+        for target in targets:
+            rows = [report[name] for name in target.places]
+            if what == "channels":
+                jobs += _channel_jobs(target, rows[0], gathered, chosen, each, criterion, reconstruct, seed)
+            else:
+                jobs += _kernel_jobs(target, rows, gathered, chosen, what)
+        cells = []
+        with Progress(len(jobs), what="trials", title=f"sensitivity of {what}", verbose=verbose) as progress:
+            for job in jobs:
+                accuracy, mean = job.run(trial)
+                lost = None if accuracy is None or trial.accuracy is None else trial.accuracy - accuracy
+                cells.append(Cell(job.layer, job.ratio, job.channels, lost, mean - trial.mean, job.predicted))
+                progress.advance()
     by = criterion if what == "channels" and not each else ""
     overall, within = _correlations(cells)
     return SensitivityReport(
@@ -209,21 +223,24 @@ def sensitivity(
 
 
 def _analysed(
-    model: keras.Model, batches: list[Any], labels: Any, other: Any, loss: Any, batch_size: int, seed: int
+    model: keras.Model, batches: list[Any], labels: Any, other: Any, settings: linear.Settings, batch_size: int, trace: _calls.Trace
 ) -> tuple[Any, LinearReport]:
     """What the measures are taken from."""
-    if other is not None:
-        batches, labels = list(_batching.batches(other, size=batch_size, required=False)), None
-    settings = linear.Settings(loss=loss if batches[0][1] is not None else None, seed=seed)
-    return linear.analyse(model, batches, classes_of=labels, settings=settings, samples=None, verbose=0)
+    if other is None:
+        return linear.analyse(model, batches, classes_of=labels, settings=settings, samples=None, verbose=0, trace=trace)
+    batches = list(_batching.batches(other, size=batch_size, required=False))
+    if batches[0][1] is None:
+        settings = dataclasses.replace(settings, loss=None)
+    return linear.analyse(model, batches, classes_of=None, settings=settings, samples=None, verbose=0)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Target:
-    """A layer and the place where what it gives is read."""
+    """A layer, and the places where what it gives is seen: for channels where they are read, for kernels each of its calls."""
 
-    layer: LayerAnalysis
-    place: LayerAnalysis
+    path: str
+    layer: Any
+    places: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,7 +249,7 @@ class _Job:
     ratio: float
     channels: tuple[int, ...]
     predicted: dict[str, float]
-    run: Callable[["_Trial"], tuple[float | None, float]]
+    run: Callable[[Trial], tuple[float | None, float]]
 
 
 def _checked_ratios(ratios: Any, what: str) -> tuple[float, ...]:
@@ -242,49 +259,84 @@ def _checked_ratios(ratios: Any, what: str) -> tuple[float, ...]:
     if what == "bits":
         if not values or any(isinstance(one, bool) or one not in range(2, 17) for one in values):
             raise ValueError(f"`ratios` must be numbers of bits from 2 to 16. Received: ratios={ratios!r}.")
-    elif not values or any(isinstance(one, bool) or not 0 < one < 1 for one in values):
+    elif not values or any(
+        isinstance(one, bool) or not isinstance(one, (int, float, np.number)) or not 0 < one < 1 for one in values
+    ):
         raise ValueError(f"`ratios` must be in (0, 1): shares of what goes. Received: ratios={ratios!r}.")
     return tuple(float(one) for one in values) if what != "bits" else tuple(int(one) for one in values)
 
 
-def _targets(report: LinearReport, layers: Sequence[str] | None, what: str) -> list[_Target]:
-    rows = {row.name: row for row in report.layers}
-    found: dict[str, _Target] = {}
-    for name, row in rows.items():
-        if row.kind not in ("Dense", "Conv1D", "Conv2D", "Conv3D"):
-            continue
-        flow = report.flows.get(name)
-        if what == "channels":
-            # Without a graph, each layer's own output, but for the last one's.
-            reason = flow.reason if flow else ("it gives the model's output" if row is report.layers[-1] else "")
-            place = rows.get(flow.place) if flow else row
-            if reason or place is None or place.channels != row.channels:
-                continue
-            found[row.path] = _Target(row, place)
+_KERNELS = ("Dense", "Conv1D", "Conv2D", "Conv3D")
+
+
+def _targets(model: keras.Model, trace: _calls.Trace, layers: Sequence[str] | None, what: str, max_columns: int) -> list[_Target]:
+    """The layers to change, in the order in which the model computes."""
+    places = _places.find_places(trace)
+    narrow = {name for name, call in places.items() if call.outputs[0].shape[-1] <= max_columns}
+    flows = _flows.find_flows(model, trace, narrow) if getattr(model, "inputs", None) else {}
+    last = _last_mixers(trace)
+    calls: dict[str, list[_calls.Call]] = {}
+    for call in places.values():
+        if type(call.layer).__name__ in _KERNELS:
+            calls.setdefault(call.path, []).append(call)
+    found, refused = [], {}
+    for path, those in calls.items():
+        names = tuple(call.name for call in those)
+        reason = "" if narrow.issuperset(names) else f"it has more than {max_columns} channels"
+        if what == "channels" and not reason:
+            flow = flows.get(names[0])
+            reason = "it is called several times" if len(names) > 1 else flow.reason if flow else last.get(path, "")
+            names = (flow.place,) if flow else names
+            same = reason or (names[0] in narrow and places[names[0]].outputs[0].shape[-1] == those[0].outputs[0].shape[-1])
+            reason = reason or ("" if same else "its channels are read under another number")
+        if reason:
+            refused[path] = reason
         else:
-            found.setdefault(row.path, _Target(row, row))
-    unknown = [name for name in layers or () if name not in found]
+            found.append(_Target(path, those[0].layer, names))
+    unknown = [name for name in layers or () if name not in {target.path for target in found}]
     if unknown or not found:
+        told = [f"{name} ({refused[name]})" if name in refused else name for name in unknown]
         raise ValueError(
-            f"`layers` must name layers whose {what} can go alone. Received: {', '.join(unknown) or layers}. Layers: "
-            f"{', '.join(found) or 'none'}."
+            f"`layers` must name layers whose {what} can go alone. Received: {', '.join(told) or layers}. Layers: "
+            f"{', '.join(target.path for target in found) or 'none'}."
         )
-    return [target for name, target in found.items() if layers is None or name in set(layers)]
+    return [target for target in found if layers is None or target.path in set(layers)]
+
+
+def _last_mixers(trace: _calls.Trace) -> dict[str, str]:
+    """Layers with kernels from which the model's outputs follow without another one in between, and what is wrong with that."""
+    mixers = {id(t): call.path for call in trace.calls for t in call.outputs if getattr(call.layer, "kernel", None) is not None}
+    found, pending, seen = {}, list(trace.outputs), set()
+    while pending:
+        tensor = pending.pop()
+        if id(tensor) in mixers:
+            found[mixers[id(tensor)]] = "it gives the model's output"
+        elif id(tensor) not in seen:
+            seen.add(id(tensor))
+            pending.extend(tensor.op.inputs)
+    return found
 
 
 def _channel_jobs(
-    target: _Target, gathered: Any, ratios: tuple[float, ...], each: bool, criterion: str, reconstruct: bool, seed: int
+    target: _Target,
+    place: LayerAnalysis,
+    gathered: Any,
+    ratios: tuple[float, ...],
+    each: bool,
+    criterion: str,
+    reconstruct: bool,
+    seed: int,
 ) -> Iterator[_Job]:
-    place, count = target.place, target.place.channels
+    count = place.channels
     moments = gathered.output_moments(place.name)
-    norms = _norms(gathered.layer(target.layer.name))
+    norms = _norms(target.layer)
     order = _order(place, norms, criterion, seed)
     sets: list[tuple[tuple[int, ...], float]]
     if each:
         sets = [((channel,), 1 / count) for channel in range(count)]
     else:
-        numbers = {min(max(round(ratio * count), 1), count - 1): ratio for ratio in ratios}
-        sets = [(tuple(sorted(order[count - number :])), ratio) for number, ratio in numbers.items() if number]
+        numbers = [(min(max(round(ratio * count), 1), count - 1), ratio) for ratio in ratios]
+        sets = [(tuple(sorted(order[count - number :])), ratio) for number, ratio in numbers if number]
     for channels, ratio in sets:
         matrix, shift, lost = _stand_in(moments, channels, reconstruct)
         gone = list(channels)
@@ -298,10 +350,10 @@ def _channel_jobs(
             "fisher": float(np.sum(np.asarray(place.fisher)[gone])),
         }
 
-        def run(trial: "_Trial", matrix: Any = matrix, shift: Any = shift) -> tuple[float | None, float]:
+        def run(trial: Trial, matrix: Any = matrix, shift: Any = shift) -> tuple[float | None, float]:
             return trial.with_channels(place.name, matrix, shift)
 
-        yield _Job(target.layer.path, ratio, channels, predicted, run)
+        yield _Job(target.path, ratio, channels, predicted, run)
 
 
 def _norms(layer: Any) -> dict[str, np.ndarray]:
@@ -339,11 +391,10 @@ def _stand_in(moments: Moments, channels: tuple[int, ...], reconstruct: bool) ->
     return matrix, shift, np.maximum(lost, 0.0)
 
 
-def _kernel_jobs(target: _Target, gathered: Any, ratios: tuple[float, ...], what: str) -> Iterator[_Job]:
-    row = target.layer
-    layer = gathered.layer(row.name)
+def _kernel_jobs(target: _Target, rows: list[LayerAnalysis], gathered: Any, ratios: tuple[float, ...], what: str) -> Iterator[_Job]:
+    layer = target.layer
     kernel = ops.convert_to_numpy(layer.kernel).astype("float64")
-    second = gathered.input_second_moment(row.name)
+    seconds = [gathered.input_second_moment(row.name) for row in rows]
     for ratio in ratios:
         changed = _changed(kernel, ratio, what)
         delta = (changed - kernel).reshape(-1, kernel.shape[-1])
@@ -352,14 +403,15 @@ def _kernel_jobs(target: _Target, gathered: Any, ratios: tuple[float, ...], what
             "l1": float(np.abs(delta).sum() / (np.abs(kernel).sum() or 1.0)),
             "l2": float(np.square(delta).sum() / squares),
         }
-        if second is not None and len(second) == len(delta):
-            errors = np.sum(delta * (second @ delta), axis=0)
-            predicted = {"cost": float(0.5 * np.sum(np.asarray(row.gradient) * errors))} | predicted
+        if all(second is not None and len(second) == len(delta) for second in seconds):
+            errors = [np.sum(delta * (second @ delta), axis=0) for second in seconds]  # a call after the other
+            cost = sum(float(0.5 * np.sum(np.asarray(row.gradient) * one)) for row, one in zip(rows, errors, strict=True))
+            predicted = {"cost": cost} | predicted
 
-        def run(trial: "_Trial", changed: np.ndarray = changed) -> tuple[float | None, float]:
+        def run(trial: Trial, changed: np.ndarray = changed) -> tuple[float | None, float]:
             return trial.with_kernel(layer, changed)
 
-        yield _Job(row.path, ratio, (), predicted, run)
+        yield _Job(target.path, ratio, (), predicted, run)
 
 
 def _changed(kernel: np.ndarray, ratio: float, what: str) -> np.ndarray:
@@ -376,84 +428,6 @@ def _changed(kernel: np.ndarray, ratio: float, what: str) -> np.ndarray:
     rank = max(len(values) - round(ratio * len(values)), 1)
     product: np.ndarray = (left[:, :rank] * values[:rank]) @ right[:rank]
     return product.reshape(kernel.shape)
-
-
-class _Trial:
-    """Accuracy and loss of a model with one thing changed."""
-
-    def __init__(self, model: keras.Model, batches: list[Any], loss: Any) -> None:
-        self.model, self.batches = model, batches
-        self.loss = linear.loss_of(model, batches[0][1], loss)
-        self.classes = linear.classes_of_labels(model, None, batches[0][1]) is not None
-        self.middle = 0.0 if _outputs.output_kinds(model)[:1] == [_outputs.LOGITS] else 0.5
-        self.samples = sum(len(keras.tree.flatten(x)[0]) for x, _, _ in batches)
-        self.plain = self._compiled(None)
-        self.changed: tuple[str, Any] | None = None
-        self.accuracy, self.mean = self._measured(self.plain)
-
-    def _compiled(self, name: str | None) -> Any:
-        """A function that sums losses and counts right answers, with the output of one call mapped."""
-        leaves = _calls.find_leaves(self.model)
-        path, _, index = (name or "").rpartition(":") if name and name not in leaves else (name, "", "0")
-
-        def mapped(matrix: Any, shift: Any) -> Callable[..., Any]:
-            count = 0
-
-            def function(call: Any, *args: Any, **kwargs: Any) -> Any:
-                nonlocal count
-                result = call(*args, **kwargs)
-                count += 1
-                if count - 1 != int(index):
-                    return result
-                return tf.cast(tf.tensordot(tf.cast(result, "float32"), matrix, 1) + shift, result.dtype)
-
-            return function
-
-        @tf.function(reduce_retracing=True)
-        def run(x: Any, y: Any, matrix: Any, shift: Any) -> tuple[Any, Any]:
-            if path is None:
-                outputs = self.model(x, training=False)
-            else:
-                with _taps.replace(leaves[path], mapped(matrix, shift)):
-                    outputs = self.model(x, training=False)
-            total = tf.reduce_sum(tf.cast(self.loss(y, outputs), "float32"))
-            if not self.classes:
-                return total, tf.zeros((), "int64")
-            return total, _right(keras.tree.flatten(outputs)[0], y, self.middle)
-
-        return run
-
-    def _measured(self, run: Any, matrix: Any = None, shift: Any = None) -> tuple[float | None, float]:
-        nothing = tf.zeros(())
-        given = [nothing if one is None else tf.constant(one, "float32") for one in (matrix, shift)]
-        total, right = 0.0, 0
-        for x, y, _ in self.batches:
-            x, y = (keras.tree.map_structure(tf.convert_to_tensor, one) for one in (x, y))
-            one = run(x, y, *given)
-            total, right = total + float(one[0]), right + int(one[1])
-        return right / self.samples if self.classes else None, total / self.samples
-
-    def with_channels(self, name: str, matrix: np.ndarray, shift: np.ndarray) -> tuple[float | None, float]:
-        """With the output of a call mapped."""
-        if self.changed is None or self.changed[0] != name:
-            self.changed = name, self._compiled(name)
-        return self._measured(self.changed[1], matrix, shift)
-
-    def with_kernel(self, layer: Any, kernel: np.ndarray) -> tuple[float | None, float]:
-        """With another kernel, which is put back afterwards."""
-        former = ops.convert_to_numpy(layer.kernel)
-        try:
-            layer.kernel.assign(kernel.astype(former.dtype))
-            return self._measured(self.plain)
-        finally:
-            layer.kernel.assign(former)
-
-
-def _right(scores: Any, y: Any, middle: float) -> Any:
-    """Number of right answers: the highest score, or the side of a single one's middle."""
-    labels = tf.reshape(tf.cast(y, "int64"), (-1,))
-    said = tf.cast(tf.reshape(scores, (-1,)) > middle, "int64") if scores.shape[-1] == 1 else tf.argmax(scores, -1)
-    return tf.reduce_sum(tf.cast(said == labels, "int64"))
 
 
 def _correlations(cells: list[Cell]) -> tuple[dict[str, float], dict[str, float]]:

@@ -147,8 +147,7 @@ class LinearProbe(keras.layers.Layer):
             rows = np.concatenate([features, wanted], axis=1)
             if not np.isfinite(rows).all():
                 raise ValueError("`data` and `targets` must be finite. Received: NaN or infinite values.")
-            if weights is not None and (len(weights) != len(rows) or np.any(np.asarray(weights) < 0)):
-                raise ValueError("`sample_weight` must hold one number of at least 0 for each sample.")
+            weights = _checked_weights(weights, len(rows))
             moments = moments or Moments.empty(rows.shape[1])
             moments.add(Moments.of(rows, weights))
         if moments is None or not moments.weight:
@@ -203,6 +202,11 @@ class LinearProbe(keras.layers.Layer):
 
     def _targets(self, y: Any, count: int) -> np.ndarray:
         y = np.asarray(y)
+        if y.dtype.kind not in "biuf":
+            raise ValueError(
+                f"`targets` must be numbers. Received: {y.dtype} of shape {y.shape}. Turn names of classes into indices: "
+                "targets=np.unique(targets, return_inverse=True)[1]."
+            )
         if len(y) != count:
             raise ValueError(f"`targets` must hold one entry for each sample. Received: {len(y)} for {count} samples.")
         flat = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
@@ -222,3 +226,15 @@ class LinearProbe(keras.layers.Layer):
         """Everything `__init__` takes."""
         own = {"units": self.units, "l2": self.l2, "pooling": self.pooling, "stop_gradient": self.stop_gradient}
         return super().get_config() | own | {"activation": keras.activations.serialize(self.activation)}
+
+
+def _checked_weights(weights: Any, count: int) -> np.ndarray | None:
+    """Weights of a batch's samples."""
+    if weights is None:
+        return None
+    weights = np.asarray(weights)
+    numbers = weights.dtype.kind in "biuf"
+    if not numbers or weights.shape != (count,) or not np.isfinite(weights).all() or np.any(weights < 0):
+        told = f"{weights.dtype} of shape {weights.shape}" + (f", the lowest {weights.min()}" if numbers and weights.size else "")
+        raise ValueError(f"`sample_weight` must hold one finite number of at least 0 for each sample. Received: {told}.")
+    return weights

@@ -164,7 +164,7 @@ def test_subclassed_models_real_targets_and_json(tmp_path):
     ("arguments", "message"),
     [
         ({"what": "layers"}, "`what` must be one of channels, weights, bits, rank"),
-        ({"criterion": "random"}, "`criterion` must be one of"),
+        ({"criterion": "entropy"}, "`criterion` must be one of"),
         ({"ratios": [0.0]}, r"`ratios` must be in \(0, 1\)"),
         ({"ratios": [1.0], "what": "rank"}, r"`ratios` must be in \(0, 1\)"),
         ({"ratios": [1], "what": "bits"}, "`ratios` must be numbers of bits from 2 to 16"),
