@@ -48,7 +48,7 @@ def linear_analysis(
     gain        (|J d| / |f(x)|) / (|d| / |x|)                  J: the Jacobian at x, exactly
     explained   1 - sum |f(x + d) - f(x) - J d|^2 / sum |f(x + d) - f(x)|^2
     linearity   1 - sum |y - W' z - b|^2 / sum |y - mean y|^2   z: the layer's own input, y: its output; ridge regression
-    bypass      1 - sum |(y - x) - mean(y - x)|^2 / sum |y - mean y|^2       x: the layer's input, where it has the shape of y
+    bypass      1 - sum |y - x|^2 / sum |y - mean y|^2          x: the layer's input, where it has the shape of y
     redundancy  R^2 of each channel, given by a linear map of all the others
     taylor      mean |sum_positions a g|        a: a channel of the output, g: the gradient of the loss with respect to it
     fisher      1/2 mean (sum_positions a g)^2
@@ -56,7 +56,8 @@ def linear_analysis(
     cost        1/2 sum_channels gradient * (variance that a linear map of the kept channels does not give)
     ```
 
-    Where a layer has a window (convolution, pooling), z is what the window shows; for blocks, what all windows in it show together.
+    `linearity` and `redundancy` are adjusted for their numbers of features, as R^2 on other data would be. Where a layer has a
+    window (convolution, pooling), z is what the window shows; for blocks, what all windows in it show together.
     `linearity` of layers that mix positions in other ways is that of the best map of single positions, a lower bound. What is
     between integers and floats is not differentiable: noise is added to the first floats, what embeddings of tokens give, or images
     of bytes as floats.

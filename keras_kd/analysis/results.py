@@ -62,7 +62,7 @@ class LayerAnalysis:
         redundancy: R^2 of each channel by the others, adjusted for their number.
         removal: in which order channels can go, by the variance that is lost.
         removal_by_cost: the same, each channel's variance multiplied by its `gradient`. Where layers that read the channels see
-            zeros beyond the border, the square of their mean counts, too, by the share of such windows: there no constant stands in.
+            zeros beyond the border, the square of their mean counts, too, by the share of such windows: it has no stand-in there.
         removal_by_cost_variance: the share of the variance that is lost in that order, as `removal.errors`.
         cost: expected loss without any of this information: all channels replaced by their means.
         spectrum: eigenvalues of the channels' covariance, falling.
