@@ -130,16 +130,17 @@ def _einsum(visit: Visit) -> list[Labels]:
     layer, tensor = visit.layer, visit.inputs[0]
     labels = visit.of(tensor)
     read, weights, given = _letters(layer.equation, len(labels))
-    shape = dict(zip(weights, layer.kernel.shape, strict=True))
+    lengths = dict(zip(weights, layer.kernel.shape, strict=True))
     known = {letter: one for letter, one in zip(read, labels, strict=True)}
     for letter in weights:
         if letter not in known:
-            known[letter] = visit.make(shape[letter], letter) if letter in given else None
+            known[letter] = visit.make(lengths[letter], letter) if letter in given else None
     visit.pin([known[letter] for letter in read if letter not in given and letter not in weights], "sums over it")
     visit.weight("kernel", [known[letter] for letter in weights])
     visit.weight("bias", _bias_axes(layer, known, given))
     result = [known[letter] for letter in given]
-    visit.size("output_shape", (layer.partial_output_shape, result[1:]))
+    shape = layer.partial_output_shape  # without what `...` stands for
+    visit.size("output_shape", (shape, result[len(result) - len(shape) :]))
     if not _shapes.is_elementwise(layer.activation):
         visit.pin(result, "has an activation that mixes it")
     return [result]
