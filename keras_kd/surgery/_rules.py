@@ -128,8 +128,12 @@ def _dense(visit: Visit) -> list[Labels]:
 def _einsum(visit: Visit) -> list[Labels]:
     """Each letter is an axis: those that only the kernel brings begin here, those that it shares with the input index it."""
     layer, tensor = visit.layer, visit.inputs[0]
-    labels = visit.of(tensor)
-    read, weights, given = _letters(layer.equation, len(labels))
+    labels = list(visit.of(tensor))
+    if "..." in layer.equation:  # Keras gives the shape of several such axes in the wrong order
+        hidden = 1 + len(labels) - len(layer.equation.split(",")[0].replace(".", ""))
+        visit.pin(labels[:hidden], "folds it into `...`")
+        labels[:hidden] = _labels.none(labels[:hidden])
+    read, weights, given = letters(layer.equation, len(labels))
     lengths = dict(zip(weights, layer.kernel.shape, strict=True))
     known = {letter: one for letter, one in zip(read, labels, strict=True)}
     for letter in weights:
@@ -155,7 +159,7 @@ def _bias_axes(layer: Any, known: dict[str, Any], given: str) -> list[np.ndarray
     return [known[letter] if letter in named else None for letter in given[first:]]
 
 
-def _letters(equation: str, rank: int) -> tuple[str, str, str]:
+def letters(equation: str, rank: int) -> tuple[str, str, str]:
     """Letters of input, kernel and output, with letters that nobody uses for `...`."""
     left, given = equation.replace(" ", "").split("->")
     read, weights = left.split(",")
