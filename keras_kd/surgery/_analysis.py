@@ -93,11 +93,11 @@ def analyse(model: Any) -> Analysis:
                 found.atoms.pin(one, f'"{name}" gives the model\'s output' + f" {index}" * (len(model.outputs) > 1))
     found.roots = found.atoms.roots()
     found.pinned = found.atoms.pinned(found.roots)
-    for record in found.records.values():  # what has no channel to spare cannot lose any
-        vectors = [one for axes in record.weights.values() for one in axes] + [one for labels in record.outputs for one in labels]
-        for one in vectors:
-            if one is not None and len(set(found.roots[one].tolist())) == 1:
-                found.pinned.setdefault(int(found.roots[one[0]]), f'"{record.path}" would have no channel left: all of them go together')
+    for record in found.records.values():
+        for one in record.vectors():
+            if len(set(found.roots[one].tolist())) == 1:  # what has no channel to spare cannot lose any
+                reason = f'"{record.path}" would have no channel left: all that it has go together'
+                found.pinned.setdefault(int(found.roots[one[0]]), reason)
     return found
 
 
@@ -138,7 +138,6 @@ def _visit(found: Analysis, node: Any, path: str) -> None:
     visit = Visit(found.atoms, record, found.labels, node.arguments.args, node.arguments.kwargs, node.outputs)
     rule = rule_for(operation)
     if rule is None:
-        record.known = False
         kind = type(operation).__name__
         found.unknown[path] = f"what {kind} does with channels is not known"
         for tensor in _nodes.tensors_in((visit.args, visit.kwargs)):

@@ -77,10 +77,12 @@ def reshaped(atoms: Atoms, labels: Labels, old: Sequence[int | None], new: Seque
             result[axis - len(old)] = vector
             return result
         return "it reshapes an axis of unknown length"
-    spread = np.broadcast_to(np.reshape(vector, [-1 if i == axis else 1 for i in range(len(old))]), old).reshape(new)
-    candidates = [i for i in reversed(range(len(new))) if (new[i] or 0) > 1] or [len(new) - 1]
+    known, wanted = [int(n or 0) for n in old], [int(n or 0) for n in new]
+    spread = np.asarray(vector).reshape([-1 if i == axis else 1 for i in range(len(old))])
+    spread = np.broadcast_to(spread, known).reshape(wanted)
+    candidates = [i for i in reversed(range(len(new))) if wanted[i] > 1] or [len(new) - 1]
     chosen = next((i for i in candidates if _constant_beside(spread, i)), candidates[0])
-    table = np.moveaxis(spread, chosen, 0).reshape(new[chosen], -1)
+    table = np.moveaxis(spread, chosen, 0).reshape(wanted[chosen], -1)
     if table.shape[1] > 1:
         atoms.unite(table[:, :1], table)
     result = none(new)

@@ -260,9 +260,7 @@ def _separable(rebuilt: Rebuilt, record: Record, node: Any) -> list[Part]:
 
     axes = len(old.kernel_size) + 1
     return [
-        _simple(
-            rebuilt, record, _source(node), (old, new), name="pointwise_kernel", rows=rows, positions=positions, inputs=axes
-        )
+        _simple(rebuilt, record, _source(node), (old, new), name="pointwise_kernel", rows=rows, positions=positions, inputs=axes)
     ]
 
 

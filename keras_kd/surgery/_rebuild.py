@@ -82,8 +82,8 @@ class Rebuilt:
         expected = self._shape(old)
         if tuple(new.shape) != expected:
             raise RuntimeError(
-                f'Without these channels "{operation.name}" must give the shape {expected}. Received: {tuple(new.shape)}. This is an '
-                "error of keras_kd; please report it with the model."
+                f'Without these channels "{operation.name}" must give the shape {expected}. Received: {tuple(new.shape)}. '
+                "This is an error of keras_kd; please report it with the model."
             )
 
     def _clone(self, operation: Any) -> Any:
@@ -103,8 +103,8 @@ class Rebuilt:
             return type(operation).from_config(config)
         except NotImplementedError as error:
             raise ValueError(
-                f'Surgery makes layers anew from their configuration. Received: "{record.path}" of type {type(operation).__name__}, '
-                "which has none. Give it a `get_config` method that returns the arguments of its constructor."
+                f'Surgery makes layers anew from their configuration. Received: "{record.path}" of type '
+                f"{type(operation).__name__}, which has none. Give it a `get_config` method that returns its constructor's arguments."
             ) from error
 
     def _size(self, value: Any) -> Any:

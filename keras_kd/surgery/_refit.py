@@ -15,6 +15,7 @@ from keras_kd.surgery._rebuild import Rebuilt
 from keras_kd.surgery._visits import Record
 
 _PENALTIES = (1e-9, 1e-7, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # relative to the inputs' mean square
+_LEAST_ROWS = 8192
 _MAX_ROWS = 32768
 _BATCH = 64
 _MEMORY = 1 << 30  # bytes for what both networks hold at a time
@@ -180,7 +181,7 @@ class _Walk:
 
     def _gather(self, part: Part, sums: _Sums, old: list[Any], new: list[Any]) -> None:
         """Takes in rows of all batches: three quarters of the samples to fit, the last quarter to choose the penalty."""
-        share = max(min(_MAX_ROWS, max(8192, 8 * len(part.start))) // len(old), 1)
+        share = max(min(_MAX_ROWS, max(_LEAST_ROWS, 8 * len(part.start))) // len(old), 1)
         offset = 0.0 if part.bias is None else part.bias
         begin = 0.0 if part.begin is None else part.begin
         for before, after in zip(old, new, strict=True):
@@ -212,7 +213,7 @@ class _Walk:
         errors = [sum(getattr(fit, name) for fit in fits) / energy for name in ("before", "after")]
         rows = sums[0].seen.rows + sums[0].unseen.rows
         penalties = [fit.l2 for fit in fits if fit.l2 is not None]
-        self.done[path] = Refit(path, len(parts[0].start), rows, *errors, max(penalties, default=None))
+        self.done[path] = Refit(path, len(parts[0].start), rows, errors[0], errors[1], max(penalties, default=None))
 
 
 def _empty(part: Part) -> _Sums:
@@ -331,4 +332,3 @@ def samples_that_fit(model: Any) -> int:
 
 def _bytes(tensor: Any) -> int:
     return int(np.prod([n or 64 for n in tensor.shape[1:]], initial=4.0))
-

@@ -24,7 +24,7 @@ def rule_for(operation: Any) -> Callable[[Visit], list[Labels]] | None:
         return None
     for cls in type(operation).__mro__:
         if cls in RULES:
-            own = type(operation)
+            own: Any = type(operation)
             same = own.call is cls.call and own.build is cls.build and own.__call__ is cls.__call__
             return RULES[cls] if same else None
     return None
@@ -135,7 +135,7 @@ def _einsum(visit: Visit) -> list[Labels]:
         labels[:hidden] = _labels.none(labels[:hidden])
     read, weights, given = letters(layer.equation, len(labels))
     lengths = dict(zip(weights, layer.kernel.shape, strict=True))
-    known = {letter: one for letter, one in zip(read, labels, strict=True)}
+    known: dict[str, np.ndarray | None] = dict(zip(read, labels, strict=True))
     for letter in weights:
         if letter not in known:
             known[letter] = visit.make(lengths[letter], letter) if letter in given else None
@@ -151,7 +151,7 @@ def _einsum(visit: Visit) -> list[Labels]:
 
 
 def _bias_axes(layer: Any, known: dict[str, Any], given: str) -> list[np.ndarray | None]:
-    """Atoms along a bias: axes that `bias_axes` does not name have length 1, and those before the first that it names are not there."""
+    """Atoms along a bias: axes that `bias_axes` does not name have length 1; it begins with the first that is named."""
     named = layer.bias_axes or ""
     if not named:
         return []
@@ -278,21 +278,24 @@ def _table(*pairs: tuple[Sequence[Any], Any]) -> dict[Any, Any]:
     return {cls: rule for classes, rule in pairs for cls in classes}
 
 
-RULES: dict[Any, Callable[[Visit], list[Labels]]] = _table(
-    ((_L.Conv1D, _L.Conv2D, _L.Conv3D), _convolution),
-    ((_L.Conv1DTranspose, _L.Conv2DTranspose, _L.Conv3DTranspose), _transposed),
-    ((_L.DepthwiseConv1D, _L.DepthwiseConv2D), _depthwise),
-    ((_L.SeparableConv1D, _L.SeparableConv2D), _separable),
-    ((_L.Dense,), _dense),
-    ((_L.EinsumDense,), _einsum),
-    ((_L.BatchNormalization,), _batch_norm),
-    ((_L.LayerNormalization, _L.RMSNormalization, _L.UnitNormalization), _norm),
-    ((_L.GroupNormalization,), _group_norm),
-    ((_L.PReLU,), _prelu),
-    ((_L.Embedding,), _embedding),
-    ((_L.LSTM,), _recurrent(4)),
-    ((_L.GRU,), _recurrent(3)),
-    ((_L.SimpleRNN,), _recurrent(1)),
-    ((_L.Attention, _L.AdditiveAttention), _attention),
-    ((_L.MultiHeadAttention,), _heads),
-) | _shapes.RULES
+RULES: dict[Any, Callable[[Visit], list[Labels]]] = (
+    _table(
+        ((_L.Conv1D, _L.Conv2D, _L.Conv3D), _convolution),
+        ((_L.Conv1DTranspose, _L.Conv2DTranspose, _L.Conv3DTranspose), _transposed),
+        ((_L.DepthwiseConv1D, _L.DepthwiseConv2D), _depthwise),
+        ((_L.SeparableConv1D, _L.SeparableConv2D), _separable),
+        ((_L.Dense,), _dense),
+        ((_L.EinsumDense,), _einsum),
+        ((_L.BatchNormalization,), _batch_norm),
+        ((_L.LayerNormalization, _L.RMSNormalization, _L.UnitNormalization), _norm),
+        ((_L.GroupNormalization,), _group_norm),
+        ((_L.PReLU,), _prelu),
+        ((_L.Embedding,), _embedding),
+        ((_L.LSTM,), _recurrent(4)),
+        ((_L.GRU,), _recurrent(3)),
+        ((_L.SimpleRNN,), _recurrent(1)),
+        ((_L.Attention, _L.AdditiveAttention), _attention),
+        ((_L.MultiHeadAttention,), _heads),
+    )
+    | _shapes.RULES
+)

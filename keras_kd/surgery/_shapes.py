@@ -248,17 +248,22 @@ def _unknown(visit: Visit, reason: str) -> list[Labels]:
     return [_labels.none(output.shape) for output in visit.outputs]
 
 
-_UNARY = """
-Relu Relu6 Sigmoid SparseSigmoid Softplus Softsign SoftShrink SparsePlus Silu Squareplus LogSigmoid LeakyRelu HardSigmoid HardSilu
-Elu Selu Gelu Celu TanhShrink HardTanh HardShrink Threshold Absolute Abs Exp Exp2 Expm1 Log Log1p Log10 Log2 Sqrt Square Rsqrt
-Negative Reciprocal Sign Sin Cos Tan Tanh Sinh Cosh Arctan Erf Cast StopGradient Clip Round Floor Ceil Trunc Isnan Isfinite Isinf
-LogicalNot Cbrt NanToNum Copy OnesLike ZerosLike
-""".split()
-_BINARY = """
-Add Subtract Multiply Divide TrueDivide DivideNoNan Power Maximum Minimum FloorDivide Mod Equal NotEqual Greater GreaterEqual Less
-LessEqual LogicalAnd LogicalOr LogicalXor Where Arctan2 Hypot Logaddexp
-""".split()
-_REDUCTIONS = "Mean Sum Max Min Amax Amin Prod Std Var Any All Logsumexp CountNonzero".split()
+_UNARY = (
+    "Relu", "Relu6", "Sigmoid", "SparseSigmoid", "Softplus", "Softsign", "SoftShrink", "SparsePlus", "Silu", "Squareplus",
+    "LogSigmoid", "LeakyRelu", "HardSigmoid", "HardSilu", "Elu", "Selu", "Gelu", "Celu", "TanhShrink", "HardTanh",
+    "HardShrink", "Threshold", "Absolute", "Abs", "Exp", "Exp2", "Expm1", "Log", "Log1p", "Log10", "Log2", "Sqrt", "Square",
+    "Rsqrt", "Negative", "Reciprocal", "Sign", "Sin", "Cos", "Tan", "Tanh", "Sinh", "Cosh", "Arctan", "Erf", "Cast",
+    "StopGradient", "Clip", "Round", "Floor", "Ceil", "Trunc", "Isnan", "Isfinite", "Isinf", "LogicalNot", "Cbrt",
+    "NanToNum", "Copy", "OnesLike", "ZerosLike",
+)  # fmt: skip
+_BINARY = (
+    "Add", "Subtract", "Multiply", "Divide", "TrueDivide", "DivideNoNan", "Power", "Maximum", "Minimum", "FloorDivide",
+    "Mod", "Equal", "NotEqual", "Greater", "GreaterEqual", "Less", "LessEqual", "LogicalAnd", "LogicalOr", "LogicalXor",
+    "Where", "Arctan2", "Hypot", "Logaddexp",
+)  # fmt: skip
+_REDUCTIONS = (
+    "Mean", "Sum", "Max", "Min", "Amax", "Amin", "Prod", "Std", "Var", "Any", "All", "Logsumexp", "CountNonzero",
+)  # fmt: skip
 _OPERATIONS: dict[str, Callable[[Visit], list[Labels]]] = {
     **dict.fromkeys(_UNARY, _same),
     **dict.fromkeys(_BINARY, _binary),

@@ -22,7 +22,6 @@ class Record:
         sizes: entries of its configuration that count channels: the atoms counted; or, of shapes, the shape and the atoms along it.
         made: channels that begin here, by what they are.
         outputs: labels of its first output, for each call.
-        known: whether there is a rule for it.
     """
 
     operation: Any
@@ -31,7 +30,12 @@ class Record:
     sizes: dict[str, Any] = dataclasses.field(default_factory=dict)
     made: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     outputs: list[Labels] = dataclasses.field(default_factory=list)
-    known: bool = True
+
+    def vectors(self) -> list[np.ndarray]:
+        """All axes that have atoms: of what it makes, gives and weighs."""
+        given = [one for labels in self.outputs for one in labels]
+        weighed = [one for axes in self.weights.values() for one in axes]
+        return [one for one in (*self.made.values(), *given, *weighed) if one is not None]
 
 
 @dataclasses.dataclass

@@ -98,7 +98,7 @@ class ChannelGraph:
 
 
 def find_groups(model: Any) -> ChannelGraph:
-    """Finds the channels of a model that go together, and those that must stay.
+    r"""Finds the channels of a model that go together, and those that must stay.
 
     A channel is followed from the layer that makes it through everything that hands it on: normalisation, activations, pooling,
     sums and products (which tie channels of several layers), concatenation, reshaping (which makes one channel many features) up
@@ -137,7 +137,8 @@ def find_groups(model: Any) -> ChannelGraph:
 def describe(found: Analysis) -> ChannelGraph:
     """The groups of an analysis."""
     places = {name: found.roots[channels] for name, (_, channels) in found.places().items()}
-    made = {record.path: np.concatenate([found.roots[one] for one in record.made.values()]) for record in found.records.values() if record.made}
+    makers = [record for record in found.records.values() if record.made]
+    made = {record.path: np.concatenate([found.roots[one] for one in record.made.values()]) for record in makers}
     roles = _roles(found)
     occurrences: dict[int, list[tuple[str, int]]] = {}
     for name, roots in places.items():
