@@ -23,6 +23,21 @@ _KERNELS = ("kernel", "pointwise_kernel")
 
 
 @dataclasses.dataclass
+class Channels:
+    """Columns that are the same channels at several positions.
+
+    Attributes:
+        old: `(positions, channels)`, columns of the old layer.
+        new: `(positions, channels left)`, columns of the new layer.
+        keep: which channels are still there.
+    """
+
+    old: np.ndarray
+    new: np.ndarray
+    keep: np.ndarray
+
+
+@dataclasses.dataclass
 class Part:
     """One linear map of a layer: `rows @ kernel + bias`.
 
@@ -36,6 +51,7 @@ class Part:
         start: `(columns left, outputs)` of the new layer.
         begin: its bias, or None.
         write: writes a kernel, and a bias where there is one, to the new layer.
+        channels: which columns are one channel at several positions, where that is so.
         outputs: where these outputs stand among the layer's.
         shifts: whether a constant in all positions is a bias, so that a normalisation afterwards may take it.
     """
@@ -48,6 +64,7 @@ class Part:
     start: np.ndarray
     begin: np.ndarray | None
     write: Callable[[np.ndarray, np.ndarray | None], None]
+    channels: "Channels | None" = None
     outputs: slice = dataclasses.field(default_factory=lambda: slice(None))
     shifts: bool = True
 
@@ -143,7 +160,20 @@ def _simple(
         if offset is not None and biases[1] is not None:
             new.bias.assign(np.stack([offset, biases[1][1]]) if rowed else offset.reshape(biases[1].shape))
 
-    return Part(source, rows, positions, wide, flat[0], narrow, flat[1], write)
+    channels = _repeated(rebuilt, record.weights[id(getattr(old, name))][0]) if inputs == 1 else None
+    return Part(source, rows, positions, wide, flat[0], narrow, flat[1], write, channels=channels)
+
+
+def _repeated(rebuilt: Rebuilt, atoms: np.ndarray | None) -> Channels | None:
+    """Channels that stand several times in what a layer reads, as after a Flatten; None where each stands once."""
+    roots = rebuilt.found.rooted(atoms)
+    unique, counts = np.unique(roots, return_counts=True)
+    if not len(roots) or counts[0] == 1 or np.any(counts != counts[0]):
+        return None
+    keep = rebuilt.keep[unique]
+    old = np.argsort(roots, kind="stable").reshape(len(unique), -1).T  # (positions, channels)
+    new = (np.cumsum(rebuilt.keep[roots]) - 1)[old[:, keep]]
+    return Channels(old, new, keep)
 
 
 def _owners(rebuilt: Rebuilt, record: Record) -> tuple[Any, Any]:
@@ -221,6 +251,10 @@ def _convolution(rebuilt: Rebuilt, record: Record, node: Any) -> list[Part] | st
     def part(group: int) -> Part:
         wide, narrow = (slice(group * n // old.groups, (group + 1) * n // old.groups) for n in (len(keep), start.shape[-1]))
 
+        atoms = record.weights[id(old.kernel)][-2]
+        taps, left = math.prod(old.kernel_size), np.ones(kernel.shape[-2], bool) if atoms is None else rebuilt.keep[atoms]
+        wide_table, narrow_table = (np.arange(taps * n).reshape(taps, n) for n in (len(left), int(left.sum())))
+
         def rows(x: Any, is_old: bool, chosen: np.ndarray) -> np.ndarray:
             values = _channels_last(old, _array(x))
             width = values.shape[-1] // old.groups
@@ -242,7 +276,8 @@ def _convolution(rebuilt: Rebuilt, record: Record, node: Any) -> list[Part] | st
             current[:, narrow].copy(),
             None if begin is None else begin[narrow],
             write,
-            narrow,
+            channels=Channels(wide_table, narrow_table, left) if taps > 1 else None,
+            outputs=narrow,
         )
 
     return [part(group) for group in range(old.groups)]

@@ -104,7 +104,7 @@ class Rebuilt:
         except NotImplementedError as error:
             raise ValueError(
                 f'Surgery makes layers anew from their configuration. Received: "{record.path}" of type '
-                f"{type(operation).__name__}, which has none. Give it a `get_config` method that returns its constructor's arguments."
+                f"{type(operation).__name__}, which has none. Its `get_config` must return its constructor's arguments."
             ) from error
 
     def _size(self, value: Any) -> Any:

@@ -2,7 +2,7 @@
 
 import collections
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -10,12 +10,12 @@ import numpy as np
 
 from keras_kd._moments import Moments
 from keras_kd.surgery import _nodes, _reading
-from keras_kd.surgery._reading import Part
+from keras_kd.surgery._reading import Channels, Part
 from keras_kd.surgery._rebuild import Rebuilt
 from keras_kd.surgery._visits import Record
 
-_PENALTIES = (1e-9, 1e-7, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # relative to the inputs' mean square
-_LEAST_ROWS = 8192
+_PENALTIES = (1e-12, 1e-9, 1e-7, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # relative to the inputs' mean square
+_LEAST_ROWS = 16384
 _MAX_ROWS = 32768
 _BATCH = 64
 _MEMORY = 1 << 30  # bytes for what both networks hold at a time
@@ -33,7 +33,7 @@ class Refit:
             the share of their variance, on samples that the fit did not see.
         error_after: the same with its new weights.
         l2: penalty that was chosen on these samples, relative to the mean square of the inputs; None where no fit was better than
-            the old weights, which it has then.
+            the old weights, which it has then; infinite where one map of channels for all positions was better than a fit of each.
     """
 
     layer: str
@@ -61,11 +61,19 @@ def refit(rebuilt: Rebuilt, batches: Iterable[list[Any]]) -> tuple[list[Refit], 
 
 @dataclasses.dataclass
 class _Sums:
-    """Moments of what a part reads and of what it is off by, on samples to fit, on others, and of what it shall give."""
+    """Moments of what a part reads and of what it is off by.
+
+    Attributes:
+        seen: on samples to fit.
+        unseen: on others.
+        targets: of what it shall give, on these.
+        channels: of what each position of a channel reads and is off by, whichever position it is.
+    """
 
     seen: Moments
     unseen: Moments
     targets: Moments
+    channels: Moments
 
 
 class _Walk:
@@ -194,13 +202,17 @@ class _Walk:
             sums.seen.add(Moments.of(pairs[chosen < split]))
             sums.unseen.add(Moments.of(pairs[chosen >= split]))
             sums.targets.add(Moments.of(wanted[chosen >= split]))
+            if part.channels is not None:
+                seen = chosen < split
+                sums.channels.add(_of_channels(part.channels, part.rows(before, True, chosen)[seen], read[seen]))
 
     def _finish(self, path: str, parts: list[Part], sums: list[_Sums], norm: Any) -> None:
         """Solves, and writes what is better than the old weights."""
         fits = []
         for part, one in zip(parts, sums, strict=True):
             takes = norm if part.shifts and part.begin is None else None
-            fit = solve(one.seen, one.unseen, len(part.start), part.begin is not None or takes is not None)
+            free = part.begin is not None or takes is not None
+            fit = solve(one.seen, one.unseen, len(part.start), free, list(_origins(part, one.channels)))
             fits.append(fit)
             if fit.l2 is None:
                 continue
@@ -218,7 +230,32 @@ class _Walk:
 
 def _empty(part: Part) -> _Sums:
     columns, outputs = part.start.shape
-    return _Sums(Moments.empty(columns + outputs), Moments.empty(columns + outputs), Moments.empty(outputs))
+    width = 0 if part.channels is None else len(part.channels.keep) + part.channels.new.shape[1]
+    return _Sums(*(Moments.empty(n) for n in (columns + outputs, columns + outputs, outputs, width)))
+
+
+def _of_channels(channels: Channels, old: np.ndarray, new: np.ndarray) -> Moments:
+    """Moments of rows `[kept channels in the new network, all in the old one minus these]`, of all positions one by one."""
+    kept = new[:, channels.new].reshape(-1, channels.new.shape[1])
+    missing = old[:, channels.old].reshape(-1, channels.old.shape[1])
+    missing[:, channels.keep] -= kept
+    step = max(len(kept) // _MAX_ROWS, 1)
+    return Moments.of(np.concatenate([kept, missing], axis=1)[::step])
+
+
+def _origins(part: Part, moments: Moments) -> Iterator[np.ndarray]:
+    """Corrections of a kernel that are the same map of channels at all positions: few numbers, which little data tells."""
+    if part.channels is None or not moments.rows:
+        return
+    width = part.channels.new.shape[1]
+    second = _about(moments, False)
+    scale = float(np.trace(second[:width, :width])) / width or 1.0
+    kernels = part.kernel[part.channels.old]  # (positions, channels, outputs)
+    for l2 in _PENALTIES:
+        shared = np.linalg.solve(second[:width, :width] + l2 * scale * np.eye(width), second[:width, width:])
+        correction = np.zeros(part.start.shape)
+        correction[part.channels.new.ravel()] = (shared @ kernels).reshape(-1, kernels.shape[-1])
+        yield correction
 
 
 def _norm_after(walk: _Walk, node: Any, nodes: list[Any], outputs: set[int]) -> Any:
@@ -246,41 +283,56 @@ class _Fit:
     after: float
 
 
-def solve(seen: Moments, unseen: Moments, columns: int, intercept: bool) -> _Fit:
+def solve(seen: Moments, unseen: Moments, columns: int, intercept: bool, origins: Sequence[np.ndarray] = ()) -> _Fit:
     """Ridge regression of residuals, its penalty chosen on rows that it did not see.
 
     ```
     min over D, b of  sum_i |r_i - D' x_i - b|^2 + l2 |D|^2
     ```
 
-    The old weights are the origin that the penalty draws to, so that little data changes little.
+    The penalty draws to an origin: the old weights, or what a better of the `origins` makes of them. So little data changes little.
 
     Args:
         seen: moments of rows `[x, r]`.
         unseen: of others.
         columns: of x.
         intercept: whether b is free, or 0.
+        origins: corrections from which the penalty may start, besides that of the old weights.
     """
-    fit, check = _about(seen, intercept), _about(unseen, False)
+    check = _about(unseen, False)
     before = float(np.trace(check[columns:, columns:]))
-    zero = np.zeros((columns, len(seen.mean) - columns))
-    best = _Fit(zero, zero[0], None, before, before)
+    origin = np.zeros((columns, len(seen.mean) - columns))
+    best = _Fit(origin, origin[0], None, before, before)
     if not seen.rows or not unseen.rows:
         return best
+    for start in origins:
+        bias = seen.mean[columns:] - seen.mean[:columns] @ start if intercept else np.zeros(start.shape[1])
+        after = _squares(unseen, check, columns, start, bias)
+        if after < best.after:
+            origin, best = start, dataclasses.replace(best, kernel=start, bias=bias, l2=np.inf, after=after)
+    seen, unseen = _moved(seen, columns, origin), _moved(unseen, columns, origin)
+    fit, check = _about(seen, intercept), _about(unseen, False)
     scale = float(np.trace(fit[:columns, :columns])) / columns or 1.0
-    for l2 in _PENALTIES if columns <= 1500 else _PENALTIES[::2]:
+    for l2 in _PENALTIES if columns <= 1500 else _PENALTIES[1::2]:
         kernel, bias = _ridge(seen, fit, columns, l2 * scale, intercept)
         after = _squares(unseen, check, columns, kernel, bias)
         if after < best.after:
-            best = dataclasses.replace(best, kernel=kernel, bias=bias, l2=l2, after=after)
-    if best.l2 is not None:  # once more, on all rows
+            best = dataclasses.replace(best, kernel=origin + kernel, bias=bias, l2=l2, after=after)
+    if best.l2 is not None and np.isfinite(best.l2):  # once more, on all rows
         whole = Moments(seen.weight, seen.rows, seen.mean.copy(), seen.scatter.copy())
         whole.add(unseen)
         fit = _about(whole, intercept)
         scale = float(np.trace(fit[:columns, :columns])) / columns or 1.0
         kernel, bias = _ridge(whole, fit, columns, best.l2 * scale, intercept)
-        best = dataclasses.replace(best, kernel=kernel, bias=bias)
+        best = dataclasses.replace(best, kernel=origin + kernel, bias=bias)
     return best
+
+
+def _moved(moments: Moments, columns: int, origin: np.ndarray) -> Moments:
+    """Moments of `[x, r - origin' x]` from those of `[x, r]`."""
+    change = np.eye(len(moments.mean))
+    change[:columns, columns:] = -origin
+    return Moments(moments.weight, moments.rows, moments.mean @ change, change.T @ moments.scatter @ change)
 
 
 def _about(moments: Moments, mean: bool) -> np.ndarray:
@@ -298,9 +350,10 @@ def _ridge(moments: Moments, second: np.ndarray, columns: int, l2: float, interc
 def _squares(moments: Moments, second: np.ndarray, columns: int, kernel: np.ndarray, bias: np.ndarray) -> float:
     """Sum of squares of what is left of the residuals."""
     inner, cross = second[:columns, :columns], second[:columns, columns:]
-    left = np.trace(second[columns:, columns:]) - 2 * np.sum(kernel * cross) + np.sum(kernel * (inner @ kernel))
+    whole = float(np.trace(second[columns:, columns:]))
+    left = whole - 2 * np.sum(kernel * cross) + np.sum(kernel * (inner @ kernel))
     mean = moments.mean[columns:] - moments.mean[:columns] @ kernel
-    return max(float(left + moments.weight * (bias @ bias - 2 * bias @ mean)), 0.0)
+    return max(float(left + moments.weight * (bias @ bias - 2 * bias @ mean)), 1e-13 * whole)  # below is rounding
 
 
 def _call(operation: Any, node: Any, values: dict[int, Any]) -> list[Any]:

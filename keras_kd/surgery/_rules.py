@@ -22,9 +22,9 @@ def rule_for(operation: Any) -> Callable[[Visit], list[Labels]] | None:
         return None
     if vars(operation).get("call") is not None:
         return None
-    for cls in type(operation).__mro__:
+    own: Any = type(operation)
+    for cls in own.__mro__:
         if cls in RULES:
-            own: Any = type(operation)
             same = own.call is cls.call and own.build is cls.build and own.__call__ is cls.__call__
             return RULES[cls] if same else None
     return None

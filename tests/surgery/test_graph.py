@@ -45,7 +45,7 @@ def test_merging_ties_channels_one_by_one(merge):
 
 
 def test_operators_tie_as_layers_do():
-    assert makers(image_model(lambda x: keras.ops.relu(conv("a")(x) + 2.0 * conv("b")(x)))) == [("a", "b")]
+    assert makers(image_model(lambda x: keras.ops.relu(2.0 * conv("a")(x) + conv("b")(x)))) == [("a", "b")]
 
 
 def test_concatenation_keeps_channels_apart_and_shifts_them():
@@ -168,15 +168,13 @@ def test_recurrent_units_are_their_own_readers():
 def test_group_of_finds_the_group_of_a_layer_or_says_why_there_is_none():
     graph = find_groups(image_model(lambda x: conv("b")(conv("a")(x))))
     assert graph.group_of("b").readers == ("head",)
-    with pytest.raises(
-        ValueError, match='Nothing can be removed from "head": its channels stay: .*gives the model.*can lose.*: a, b'
-    ):
+    with pytest.raises(ValueError, match='from "head": its channels stay: .*gives the model.*can lose.*: a, b'):
         graph.group_of("head")
 
 
 def test_it_prints_and_draws(tmp_path):
     graph = find_groups(image_model(lambda x: conv("b")(conv("a")(x))))
-    assert str(graph).splitlines()[0].split() == "layers that make them channels carried by read by".split()
+    assert str(graph).splitlines()[1].split() == ["a", "4", "b"]
     assert 'stays: head (2 channels): "head" gives the model\'s output' in str(graph)
     graph.plot(tmp_path / "graph.png")
     assert (tmp_path / "graph.png").stat().st_size > 1000
@@ -202,11 +200,14 @@ def test_models_without_a_graph_are_refused_with_the_way_out():
 
 def test_a_thousand_layers_take_seconds():
     image = keras.Input((4, 4, 8))
-    x = image
-    for _ in range(250):
-        y = L.ReLU()(L.BatchNormalization()(L.Conv2D(8, 1)(x)))
-        x = L.Concatenate()([y, L.Conv2D(8, 1)(x)])
-    model = keras.Model(image, L.Dense(2)(L.Flatten()(x)))
+    towers = []
+    for _ in range(6):  # Keras itself cannot build a chain of a thousand
+        x = image
+        for _ in range(35):
+            y = L.ReLU()(L.BatchNormalization()(L.Conv2D(8, 1)(x)))
+            x = L.Concatenate()([y, L.Conv2D(8, 1)(x)])
+        towers.append(x)
+    model = keras.Model(image, L.Dense(2)(L.Flatten()(L.Add()(towers))))
     assert len(model.layers) > 1000
     start = time.perf_counter()
     find_groups(model)
