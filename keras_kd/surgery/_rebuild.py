@@ -95,9 +95,14 @@ class Rebuilt:
 
     def _from_config(self, operation: Any) -> Any:
         record = self.found.records[id(operation)]
+        if type(operation) is keras.layers.Lambda:  # Keras does not make one from its configuration: that could be anybody's code
+            options = {"name": operation.name, "dtype": operation.dtype_policy, "trainable": operation.trainable}
+            shape = operation._output_shape
+            return keras.layers.Lambda(operation.function, shape, operation.mask, operation.arguments, **options)
         try:
             config = operation.get_config()
             if self.sliced(record):
+                config = _without_shapes(config)
                 config |= _plain_initializers(operation, config)
                 config |= {key: self._size(value) for key, value in record.sizes.items()}
             return type(operation).from_config(config)
@@ -131,6 +136,13 @@ def _vectors(sizes: Any) -> list[np.ndarray | None]:
     for value in sizes:
         found.extend([value] if isinstance(value, np.ndarray) else value[1])
     return found
+
+
+def _without_shapes(config: Any) -> Any:
+    """A configuration without the shapes that layers inside the layer were built with."""
+    if not isinstance(config, dict):
+        return config
+    return {key: _without_shapes(value) for key, value in config.items() if key != "build_config"}
 
 
 def _plain_initializers(layer: Any, config: dict[str, Any]) -> dict[str, Any]:

@@ -204,7 +204,8 @@ class _Walk:
             sums.targets.add(Moments.of(wanted[chosen >= split]))
             if part.channels is not None:
                 seen = chosen < split
-                sums.channels.add(_of_channels(part.channels, part.rows(before, True, chosen)[seen], read[seen]))
+                rows = _of_channels(part.channels, part.rows(before, True, chosen)[seen], read[seen])
+                sums.channels.add(Moments.of(rows[:: max(len(rows) * len(old) // _LEAST_ROWS, 1)]))
 
     def _finish(self, path: str, parts: list[Part], sums: list[_Sums], norm: Any) -> None:
         """Solves, and writes what is better than the old weights."""
@@ -234,13 +235,12 @@ def _empty(part: Part) -> _Sums:
     return _Sums(*(Moments.empty(n) for n in (columns + outputs, columns + outputs, outputs, width)))
 
 
-def _of_channels(channels: Channels, old: np.ndarray, new: np.ndarray) -> Moments:
-    """Moments of rows `[kept channels in the new network, all in the old one minus these]`, of all positions one by one."""
+def _of_channels(channels: Channels, old: np.ndarray, new: np.ndarray) -> np.ndarray:
+    """Rows `[kept channels in the new network, all in the old one minus these]`, of all positions one by one."""
     kept = new[:, channels.new].reshape(-1, channels.new.shape[1])
     missing = old[:, channels.old].reshape(-1, channels.old.shape[1])
     missing[:, channels.keep] -= kept
-    step = max(len(kept) // _MAX_ROWS, 1)
-    return Moments.of(np.concatenate([kept, missing], axis=1)[::step])
+    return np.concatenate([kept, missing], axis=1)
 
 
 def _origins(part: Part, moments: Moments) -> Iterator[np.ndarray]:
@@ -251,7 +251,7 @@ def _origins(part: Part, moments: Moments) -> Iterator[np.ndarray]:
     second = _about(moments, False)
     scale = float(np.trace(second[:width, :width])) / width or 1.0
     kernels = part.kernel[part.channels.old]  # (positions, channels, outputs)
-    for l2 in _PENALTIES:
+    for l2 in _PENALTIES[::2]:
         shared = np.linalg.solve(second[:width, :width] + l2 * scale * np.eye(width), second[:width, width:])
         correction = np.zeros(part.start.shape)
         correction[part.channels.new.ravel()] = (shared @ kernels).reshape(-1, kernels.shape[-1])

@@ -237,6 +237,18 @@ def _recurrent(gates: int) -> Callable[[Visit], list[Labels]]:
     return rule
 
 
+def _bidirectional(visit: Visit) -> list[Labels]:
+    """Both directions read channels; their units stay as they are: one number of units stands for both."""
+    layer = visit.layer
+    labels = visit.of(visit.inputs[0])
+    cells = [getattr(one, "cell", None) for one in (layer.forward_layer, layer.backward_layer)]
+    plain = all(rule_for(one) in _RECURRENT for one in (layer.forward_layer, layer.backward_layer)) and len(visit.inputs) == 1
+    visit.pin(labels[:-1] if plain else labels, "steps along it")
+    for cell in cells if plain else ():
+        visit.weight("kernel", [labels[-1], None], cell)
+    return [_labels.none(output.shape) for output in visit.outputs]
+
+
 def _attention(visit: Visit) -> list[Labels]:
     """Query and key are multiplied with each other along their channels; the value's go through."""
     tensors = visit.inputs
@@ -278,6 +290,7 @@ def _table(*pairs: tuple[Sequence[Any], Any]) -> dict[Any, Any]:
     return {cls: rule for classes, rule in pairs for cls in classes}
 
 
+_RECURRENT = [_recurrent(4), _recurrent(3), _recurrent(1)]
 RULES: dict[Any, Callable[[Visit], list[Labels]]] = (
     _table(
         ((_L.Conv1D, _L.Conv2D, _L.Conv3D), _convolution),
@@ -291,9 +304,10 @@ RULES: dict[Any, Callable[[Visit], list[Labels]]] = (
         ((_L.GroupNormalization,), _group_norm),
         ((_L.PReLU,), _prelu),
         ((_L.Embedding,), _embedding),
-        ((_L.LSTM,), _recurrent(4)),
-        ((_L.GRU,), _recurrent(3)),
-        ((_L.SimpleRNN,), _recurrent(1)),
+        ((_L.LSTM,), _RECURRENT[0]),
+        ((_L.GRU,), _RECURRENT[1]),
+        ((_L.SimpleRNN,), _RECURRENT[2]),
+        ((_L.Bidirectional,), _bidirectional),
         ((_L.Attention, _L.AdditiveAttention), _attention),
         ((_L.MultiHeadAttention,), _heads),
     )

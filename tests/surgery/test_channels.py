@@ -217,6 +217,40 @@ def test_initializers_that_hold_arrays_do_not_stand_in_the_way():
     assert keras.models.clone_model(smaller).get_layer("words").embeddings.shape == (7, 3)
 
 
+def test_what_stands_beside_comes_along():
+    vector = keras.Input((5,))
+    scaled = L.Normalization(name="scaled", mean=[1.0] * 5, variance=[4.0] * 5)(vector)
+    x = L.Dense(6, name="hidden")(L.Lambda(lambda x: x * 2.0)(scaled))
+    x = L.Dense(4, name="after")(L.Dropout(0.5)(x))
+    model = networks.randomize(keras.Model(vector, L.Dense(2)(L.Lambda(keras.ops.sin)(x))))
+    smaller = keras_kd.surgery.remove_channels(model, {"hidden": [0]})
+    x = np.random.default_rng(0).normal(size=(6, 5)).astype("float32")
+    kernel = keras.ops.convert_to_numpy(model.get_layer("after").kernel).copy()
+    kernel[0] = 0
+    model.get_layer("after").kernel.assign(kernel)
+    close(smaller(x), model(x))
+
+
+def test_both_directions_of_a_recurrent_layer_read_fewer_channels():
+    words = keras.Input((6,), dtype="int32")
+    x = L.Bidirectional(L.GRU(4, return_sequences=True))(L.Embedding(9, 5, mask_zero=True, name="words")(words))
+    model = networks.randomize(keras.Model(words, L.Dense(2)(L.Bidirectional(L.LSTM(3))(x))))
+    smaller = keras_kd.surgery.remove_channels(model, {"words": [1, 3]})
+    table = keras.ops.convert_to_numpy(model.get_layer("words").embeddings).copy()
+    table[:, [1, 3]] = 0
+    x = np.random.default_rng(0).integers(0, 9, (7, 6))
+    model.get_layer("words").embeddings.assign(table)
+    close(smaller(x), model(x))
+
+
+def test_the_steps_of_a_plan_can_be_done_as_they_stand():
+    model, x = network(), images(300)
+    plan = keras_kd.analysis.linear_analysis(model, x, verbose=0).recommend(parameters=0.7)
+    wanted = {step.layer: step.channels for step in plan.steps if step.action == "remove_channels"}
+    smaller = keras_kd.surgery.remove_channels(model, wanted, data=x)
+    assert smaller.count_params() == pytest.approx(plan.parameters_after, rel=0.05)
+
+
 @pytest.mark.parametrize(
     ("wanted", "told"),
     [
