@@ -213,6 +213,10 @@ class _Walk:
         for part, one in zip(parts, sums, strict=True):
             takes = norm if part.shifts and part.begin is None else None
             free = part.begin is not None or takes is not None
+            if not np.isfinite(one.seen.mean).all() or not np.isfinite(one.unseen.mean).all():
+                raise ValueError(
+                    f'`data` must give finite numbers everywhere. Received: NaN or infinity in what "{path}" reads.'
+                )
             fit = solve(one.seen, one.unseen, len(part.start), free, list(_origins(part, one.channels)))
             fits.append(fit)
             if fit.l2 is None:
@@ -330,9 +334,16 @@ def solve(seen: Moments, unseen: Moments, columns: int, intercept: bool, origins
 
 def _moved(moments: Moments, columns: int, origin: np.ndarray) -> Moments:
     """Moments of `[x, r - origin' x]` from those of `[x, r]`."""
-    change = np.eye(len(moments.mean))
-    change[:columns, columns:] = -origin
-    return Moments(moments.weight, moments.rows, moments.mean @ change, change.T @ moments.scatter @ change)
+    if not origin.any():
+        return moments
+    mean, scatter = moments.mean.copy(), moments.scatter.copy()
+    mean[columns:] -= mean[:columns] @ origin
+    known = scatter[:columns, :columns] @ origin  # (columns, outputs)
+    cross = origin.T @ scatter[:columns, columns:]
+    scatter[columns:, columns:] += origin.T @ known - cross - cross.T
+    scatter[:columns, columns:] -= known
+    scatter[columns:, :columns] -= known.T
+    return Moments(moments.weight, moments.rows, mean, scatter)
 
 
 def _about(moments: Moments, mean: bool) -> np.ndarray:

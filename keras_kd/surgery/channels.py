@@ -110,12 +110,13 @@ def remove_channels(
 
     Returns:
         The new model, not compiled: its layers have the names, types, `trainable` flags and dtype policies of the old ones; nested
-        models stay nested. With `return_report=True` a tuple of it and the report.
+        models stay nested. A graph of a class of one's own becomes a plain `keras.Model`. With `return_report=True` a tuple of it
+        and the report.
 
     Raises:
         TypeError: if `model` is no Keras model, or `channels` no dict.
         ValueError: for subclassed and unbuilt models; for names that fit no layer, indices out of range, channels that must stay
-            (the message says why), layers left without any channel, and data of other shapes.
+            (the message says why), layers left without any channel, and data of other shapes or with NaN.
 
     Example:
 
