@@ -85,6 +85,7 @@ def parts_of(rebuilt: Rebuilt, record: Record, node: Any) -> list[Part] | str:
         ((_L.Dense,), _dense),
         ((_L.EinsumDense,), _einsum),
         (_RECURRENT, _recurrent),
+        ((_L.Bidirectional,), _bidirectional),
         ((_L.MultiHeadAttention,), _attention),
     ):
         if isinstance(layer, classes):
@@ -145,14 +146,16 @@ def _simple(
     old, new = owners
     kernel, start = (_array(getattr(owner, name)) for owner in owners)
     bias = getattr(old, "bias", None)
-    keep = _kept(rebuilt, record, getattr(old, name)) if len(kernel.shape) == inputs + 1 else np.ones(1, bool)
-    wide = kernel.reshape(math.prod(kernel.shape[:inputs]), -1)
+    keep: np.ndarray = np.ones((), bool)
+    for axis in range(inputs, len(kernel.shape)):
+        keep = np.multiply.outer(keep, _kept(rebuilt, record, getattr(old, name), axis))
+    keep = keep.ravel()
+    wide = kernel.reshape(math.prod(kernel.shape[:inputs]), -1)[:, keep]
     narrow = start.reshape(math.prod(start.shape[:inputs]), -1)
-    wide = wide if wide.shape[1] == narrow.shape[1] else wide[:, keep]
     biases = [None if bias is None else _array(owner.bias) for owner in owners]
-    rowed = bias is not None and len(bias.shape) == 2 and isinstance(record.operation, _L.GRU)  # one for inputs, one for states
+    rowed = bias is not None and len(bias.shape) == 2 and isinstance(old, _L.GRUCell)  # one for inputs, one for states
     flat = [None if one is None else (one[0] if rowed else one).reshape(-1) for one in biases]
-    if flat[0] is not None and flat[1] is not None and flat[0].shape != flat[1].shape:
+    if flat[0] is not None:
         flat[0] = flat[0][keep]
 
     def write(weights: np.ndarray, offset: np.ndarray | None) -> None:
@@ -190,6 +193,13 @@ def _recurrent(rebuilt: Rebuilt, record: Record, node: Any) -> list[Part]:
     return [_simple(rebuilt, record, _source(node), (old.cell, new.cell))]
 
 
+def _bidirectional(rebuilt: Rebuilt, record: Record, node: Any) -> list[Part]:
+    """The same in both directions."""
+    names = ("forward_layer", "backward_layer")
+    cells = [[getattr(layer, name).cell for layer in _owners(rebuilt, record)] for name in names]
+    return [_simple(rebuilt, record, _source(node), (old, new)) for old, new in cells]
+
+
 def _attention(rebuilt: Rebuilt, record: Record, node: Any) -> list[Part]:
     """The projections of query, key and value, those of them that lost inputs."""
     names = ("query", "value", "key")
@@ -205,14 +215,24 @@ def _attention(rebuilt: Rebuilt, record: Record, node: Any) -> list[Part]:
 
 
 def _einsum(rebuilt: Rebuilt, record: Record, node: Any) -> list[Part] | str:
-    """Equations of one contracted axis, the last of the input, and one new axis at the end."""
-    read, weights, given = letters(record.operation.equation, len(record.outputs[0]))
-    bias = record.operation.bias
-    if len(weights) != 2 or weights[0] != read[-1] or given[-1] != weights[1] or given[:-1] != read[:-1]:
+    """Equations that sum over the last axes of the input, and put the new ones in their place: `"abc,cde->abde"`."""
+    layer = record.operation
+    read, weights, given = letters(layer.equation, len(_source(node).shape))
+    beside = next((n for n in range(len(read)) if read[n] != given[n : n + 1]), len(read))
+    summed = len(read) - beside
+    if not summed or read[beside:] != weights[:summed] or given[beside:] != weights[summed:]:
         return "its equation is none that can be fitted"
-    if bias is not None and len(bias.shape) != 1:
+    if layer.bias is not None and tuple(layer.bias.shape) != tuple(layer.kernel.shape[summed:]):
         return "its bias is not one of channels alone"
-    return _dense(rebuilt, record, node)
+
+    def rows(x: Any, is_old: bool, chosen: np.ndarray) -> np.ndarray:
+        return _array(x).reshape(-1, math.prod(x.shape[-summed:]))[chosen]
+
+    def positions(x: Any) -> int:
+        return math.prod(x.shape[:-summed])
+
+    owners = _owners(rebuilt, record)
+    return [_simple(rebuilt, record, _source(node), owners, rows=rows, positions=positions, inputs=summed)]
 
 
 def _transposed(rebuilt: Rebuilt, record: Record, node: Any) -> list[Part]:

@@ -214,9 +214,7 @@ class _Walk:
             takes = norm if part.shifts and part.begin is None else None
             free = part.begin is not None or takes is not None
             if not np.isfinite(one.seen.mean).all() or not np.isfinite(one.unseen.mean).all():
-                raise ValueError(
-                    f'`data` must give finite numbers everywhere. Received: NaN or infinity in what "{path}" reads.'
-                )
+                raise ValueError(f'`data` must give finite numbers everywhere. Received: NaN or infinity in what "{path}" reads.')
             fit = solve(one.seen, one.unseen, len(part.start), free, list(_origins(part, one.channels)))
             fits.append(fit)
             if fit.l2 is None:

@@ -94,8 +94,8 @@ def remove_channels(
     follows a layer without one; this is exact but for borders that are padded with zeros. The penalty is chosen on a quarter of the
     samples, and the old weights stay where no fit is better there. All of this needs no labels and no gradients.
 
-    Fitted are Dense, EinsumDense with equations like `"abc,cd->abd"`, convolutions, the pointwise half of separable ones, the
-    projections of multi-head attention and what LSTM, GRU and SimpleRNN read of their inputs. Transposed convolutions are fitted
+    Fitted are Dense, EinsumDense with equations like `"abc,cde->abde"`, convolutions, the pointwise half of separable ones, the
+    projections of multi-head attention and what recurrent layers read of their inputs. Transposed convolutions are fitted
     position by position, without their bias. Layers that are used several times are fitted on all their uses, on what the old
     network gives them.
 

@@ -39,7 +39,8 @@ def inputs_for(model, samples=5, seed=1):
             return rng.integers(0, 7, shape).astype(tensor.dtype)
         return rng.normal(size=shape).astype("float32")
 
-    return keras.tree.map_structure(one, model.input)
+    given = [one(tensor) for tensor in model.inputs]
+    return given if len(given) > 1 else given[0]
 
 
 class Builder:
@@ -204,9 +205,10 @@ def masked(rebuilt: Rebuilt, x):
     recurrent = []
     for record in found.records.values():
         for variable in getattr(record.operation, "variables", ()):
-            if variable.name == "recurrent_kernel":  # a unit reads the others, too
+            axes = found.records[id(record.operation)].weights.get(id(variable))
+            if variable.name == "recurrent_kernel" and axes is not None:  # a unit reads the others, too
                 recurrent.append((variable, np.asarray(variable)))
-                keep = rebuilt.keep[found.records[id(record.operation)].weights[id(variable)][0]]
+                keep = rebuilt.keep[axes[0]]
                 variable.assign(np.asarray(variable) * keep[:, None])
     given = _run(rebuilt, found.model, keras.tree.flatten(x))
     for variable, value in recurrent:

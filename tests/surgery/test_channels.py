@@ -142,7 +142,7 @@ def test_layers_used_several_times_are_fitted_on_all_their_uses():
     close(smaller(x), model(x), 1e-4)
 
 
-@pytest.mark.parametrize("kind", ["attention", "lstm", "gru", "rnn", "einsum", "transposed", "causal"])
+@pytest.mark.parametrize("kind", ["attention", "lstm", "gru", "rnn", "both", "einsum", "heads", "transposed", "causal"])
 def test_other_readers_take_over_duplicates_too(kind):
     tokens = keras.Input((6, 4))
     x = L.Dense(6, activation="relu", name="hidden")(tokens)
@@ -151,7 +151,9 @@ def test_other_readers_take_over_duplicates_too(kind):
         "lstm": L.LSTM(4),
         "gru": L.GRU(4, return_sequences=True),
         "rnn": L.SimpleRNN(4),
+        "both": L.Bidirectional(L.GRU(3)),
         "einsum": L.EinsumDense("abc,cd->abd", (6, 5), bias_axes="d"),
+        "heads": L.EinsumDense("abc,cde->abde", (6, 5, 2), bias_axes="de"),
         "transposed": L.Conv1DTranspose(5, 3, strides=2),
         "causal": L.Conv1D(5, 3, dilation_rate=2, padding="causal"),
     }
