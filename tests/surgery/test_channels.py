@@ -274,6 +274,7 @@ def test_both_directions_of_a_recurrent_layer_read_fewer_channels():
     close(smaller(x), model(x))
 
 
+@pytest.mark.slow
 def test_the_steps_of_a_plan_can_be_done_as_they_stand():
     model, x = network(), images(300)
     plan = keras_kd.analysis.linear_analysis(model, x, verbose=0).recommend(parameters=0.7)
