@@ -16,6 +16,7 @@ from keras_kd import (
     regularizers,
     report,
     schedules,
+    surgery,
     teachers,
 )
 from keras_kd._tunable import Tunable
@@ -42,5 +43,6 @@ __all__ = [
     "regularizers",
     "report",
     "schedules",
+    "surgery",
     "teachers",
 ]

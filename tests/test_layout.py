@@ -20,6 +20,7 @@ FLOORS = [
     {"_terms", "teachers", "recording", "callbacks"},
     {"_finite", "_distribute", "_logs", "distiller", "mutual", "_agreement", "_files", "_samples", "_litert", "export"},
     {"_macs", "analysis", "profile", "report"},
+    {"surgery"},
     {"demo"},
     {"cli", "__main__"},
 ]

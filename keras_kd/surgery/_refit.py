@@ -1,0 +1,396 @@
+"""How do the kept channels take over the work of the removed ones? Least squares, layer by layer, on what the layers read."""
+
+import collections
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_kd._moments import Moments
+from keras_kd.surgery import _nodes, _reading
+from keras_kd.surgery._reading import Channels, Part
+from keras_kd.surgery._rebuild import Rebuilt
+from keras_kd.surgery._visits import Record
+
+_PENALTIES = (1e-12, 1e-9, 1e-7, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # relative to the inputs' mean square
+_LEAST_ROWS = 16384
+_MAX_ROWS = 32768
+_BATCH = 64
+_MEMORY = 1 << 30  # bytes for what both networks hold at a time
+
+
+@dataclasses.dataclass(frozen=True)
+class Refit:
+    """What was done with the weights of one layer.
+
+    Attributes:
+        layer: path of the layer, which read removed channels.
+        columns: number of features that it reads now.
+        rows: number of positions that it was fitted on.
+        error_before: what its outputs, before its activation, are off by if it reads the kept channels with its old weights:
+            the share of their variance, on samples that the fit did not see.
+        error_after: the same with its new weights.
+        l2: penalty that was chosen on these samples, relative to the mean square of the inputs; None where no fit was better than
+            the old weights, which it has then; infinite where one map of channels for all positions was better than a fit of each.
+    """
+
+    layer: str
+    columns: int
+    rows: int
+    error_before: float
+    error_after: float
+    l2: float | None
+
+
+def refit(rebuilt: Rebuilt, batches: Iterable[list[Any]]) -> tuple[list[Refit], dict[str, str]]:
+    """Fits the layers of the new model that lost inputs, in order, each to what the old one gave.
+
+    Both networks run side by side, layer after layer, so that each layer is fitted on what the new network really gives it.
+
+    Args:
+        rebuilt: the two models.
+        batches: inputs of the old model, flat.
+
+    Returns:
+        What was done, and why other layers that lost inputs were left as they are, by path.
+    """
+    return _Walk(rebuilt).run(batches)
+
+
+@dataclasses.dataclass
+class _Sums:
+    """Moments of what a part reads and of what it is off by.
+
+    Attributes:
+        seen: on samples to fit.
+        unseen: on others.
+        targets: of what it shall give, on these.
+        channels: of what each position of a channel reads and is off by, whichever position it is.
+    """
+
+    seen: Moments
+    unseen: Moments
+    targets: Moments
+    channels: Moments
+
+
+class _Walk:
+    """Runs two networks side by side.
+
+    Args:
+        rebuilt: both.
+    """
+
+    def __init__(self, rebuilt: Rebuilt) -> None:
+        self.rebuilt = rebuilt
+        self.records = rebuilt.found.records
+        self.done: dict[str, Refit] = {}
+        self.skipped: dict[str, str] = {}
+        self.shared: dict[str, list[tuple[Part, _Sums]]] | None = None
+        self.rng = np.random.default_rng(0)
+
+    def run(self, batches: Iterable[list[Any]]) -> tuple[list[Refit], dict[str, str]]:
+        """Does all of it."""
+        model = self.rebuilt.found.model
+        room = samples_that_fit(model)
+        held: list[list[Any]] = []
+        for batch in batches:
+            held.append([x[:room] for x in batch])
+            room -= len(batch[0])
+            if room <= 0:
+                break
+        held = [[x[at : at + _BATCH] for x in batch] for batch in held for at in range(0, len(batch[0]), _BATCH)]
+        inputs = [[batch[index] for batch in held] for index in range(len(held[0]))]
+        if self._has_shared(model, 1):  # all their calls count: what they read is only known of the old network, before the walk
+            self.shared = {}
+            self._through(model, inputs, inputs, 1)
+            found, self.shared = self.shared, None
+            for path, several in found.items():
+                self._finish(path, [part for part, _ in several], [sums for _, sums in several], None)
+        self._through(model, inputs, inputs, 1)
+        order = {record.path: index for index, record in enumerate(self.records.values())}
+        return sorted(self.done.values(), key=lambda one: order[one.layer]), self.skipped
+
+    def _has_shared(self, model: Any, calls: int) -> bool:
+        for node in _nodes.nodes_of(model):
+            record = self.records[id(node.operation)]
+            count = calls * len(record.outputs)
+            if _nodes.is_open(node.operation):
+                if self._has_shared(node.operation, count):
+                    return True
+            elif count > 1 and _reading.reads_less(self.rebuilt, record):
+                return True
+        return False
+
+    def _through(self, model: Any, old: list[Any], new: list[Any], calls: int) -> tuple[list[Any], list[Any]]:
+        """Runs a model: for each of its inputs, lists of batches; the same lists where both networks give the same."""
+        graph = _nodes.graph_of(model)
+        values = [{id(t): v for t, v in zip(graph.inputs, given, strict=True)} for given in (old, new)]
+        nodes = list(_nodes.nodes_of(model))
+        uses = collections.Counter(id(t) for node in nodes for t in node.arguments.keras_tensors)
+        uses.update(id(t) for t in graph.outputs)
+        for node in nodes:
+            given = self._node(node, values, calls, nodes, {id(t) for t in graph.outputs})
+            for one, several in zip(values, given, strict=True):
+                one.update({id(t): value for t, value in zip(node.outputs, several, strict=True)})
+            for tensor in node.arguments.keras_tensors:
+                uses[id(tensor)] -= 1
+                if not uses[id(tensor)]:
+                    for one in values:
+                        one.pop(id(tensor), None)
+        first, second = ([one[id(t)] for t in graph.outputs] for one in values)
+        return first, second
+
+    def _node(
+        self, node: Any, values: list[dict[int, Any]], calls: int, nodes: list[Any], outputs: set[int]
+    ) -> tuple[list[Any], list[Any]]:
+        operation, record = node.operation, self.records[id(node.operation)]
+        clone = self.rebuilt.clones[id(operation)]
+        calls *= len(record.outputs)
+        if _nodes.is_open(operation) and (inner := _nodes.inner_inputs(node)) is not None:
+            old, new = ([one[id(t)] for t in inner] for one in values)
+            return self._through(operation, old, new, calls)
+        if _reading.reads_less(self.rebuilt, record):
+            self._fit(node, record, values, calls, _norm_after(self, node, nodes, outputs))
+        old = _call(operation, node, values[0])
+        same = all(values[0][id(t)] is values[1][id(t)] for t in node.arguments.keras_tensors)
+        if self.shared is not None or (same and not self.rebuilt.sliced(record)):
+            return old, old
+        return old, _call(clone, node, values[1])
+
+    def _fit(self, node: Any, record: Record, values: list[dict[int, Any]], calls: int, norm: Any) -> None:
+        """Fits a layer where it stands; those with several calls are only looked at, in a walk of their own."""
+        if (calls > 1) != (self.shared is not None):
+            return
+        parts = _reading.parts_of(self.rebuilt, record, node)
+        if isinstance(parts, str):
+            self.skipped[record.path] = parts
+            return
+        if self.shared is None:
+            sums = [_empty(part) for part in parts]
+            for part, one in zip(parts, sums, strict=True):
+                self._gather(part, one, *(each[id(part.source)] for each in values))
+            self._finish(record.path, parts, sums, norm)
+            return
+        several = self.shared.setdefault(record.path, [(part, _empty(part)) for part in parts])
+        for part, (_, one) in zip(parts, several, strict=True):
+            old = values[0][id(part.source)]
+            labels = self.rebuilt.found.labels[id(part.source)]
+            self._gather(part, one, old, [self._narrowed(value, labels) for value in old])
+
+    def _narrowed(self, value: Any, labels: Any) -> Any:
+        """What the old network gives, of the channels that are kept."""
+        for axis, atoms in enumerate(labels):
+            if atoms is not None:
+                value = keras.ops.take(value, np.flatnonzero(self.rebuilt.keep[atoms]), axis=axis)
+        return value
+
+    def _gather(self, part: Part, sums: _Sums, old: list[Any], new: list[Any]) -> None:
+        """Takes in rows of all batches: three quarters of the samples to fit, the last quarter to choose the penalty."""
+        share = max(min(_MAX_ROWS, max(_LEAST_ROWS, 8 * len(part.start))) // len(old), 1)
+        offset = 0.0 if part.bias is None else part.bias
+        begin = 0.0 if part.begin is None else part.begin
+        for before, after in zip(old, new, strict=True):
+            count, samples = part.positions(after), len(after)
+            chosen = np.sort(self.rng.choice(count, min(count, share), replace=False))
+            wanted = part.rows(before, True, chosen) @ part.kernel + offset
+            read = part.rows(after, False, chosen)
+            pairs = np.concatenate([read, wanted - read @ part.start - begin], axis=1)
+            split = count * 3 // 4 if samples == 1 else count // samples * (samples - max(samples // 4, 1))
+            sums.seen.add(Moments.of(pairs[chosen < split]))
+            sums.unseen.add(Moments.of(pairs[chosen >= split]))
+            sums.targets.add(Moments.of(wanted[chosen >= split]))
+            if part.channels is not None:
+                seen = chosen < split
+                rows = _of_channels(part.channels, part.rows(before, True, chosen)[seen], read[seen])
+                sums.channels.add(Moments.of(rows[:: max(len(rows) * len(old) // _LEAST_ROWS, 1)]))
+
+    def _finish(self, path: str, parts: list[Part], sums: list[_Sums], norm: Any) -> None:
+        """Solves, and writes what is better than the old weights."""
+        fits = []
+        for part, one in zip(parts, sums, strict=True):
+            takes = norm if part.shifts and part.begin is None else None
+            free = part.begin is not None or takes is not None
+            if not np.isfinite(one.seen.mean).all() or not np.isfinite(one.unseen.mean).all():
+                raise ValueError(f'`data` must give finite numbers everywhere. Received: NaN or infinity in what "{path}" reads.')
+            fit = solve(one.seen, one.unseen, len(part.start), free, list(_origins(part, one.channels)))
+            fits.append(fit)
+            if fit.l2 is None:
+                continue
+            part.write(part.start + fit.kernel, None if part.begin is None else part.begin + fit.bias)
+            if takes is not None:  # the constant that a layer without bias cannot give
+                mean = np.asarray(keras.ops.convert_to_numpy(takes.moving_mean), "float64")
+                mean[part.outputs] -= fit.bias
+                takes.moving_mean.assign(mean)
+        energy = sum(float(np.trace(one.targets.scatter)) for one in sums) or 1.0
+        errors = [sum(getattr(fit, name) for fit in fits) / energy for name in ("before", "after")]
+        rows = sums[0].seen.rows + sums[0].unseen.rows
+        penalties = [fit.l2 for fit in fits if fit.l2 is not None]
+        self.done[path] = Refit(path, len(parts[0].start), rows, errors[0], errors[1], max(penalties, default=None))
+
+
+def _empty(part: Part) -> _Sums:
+    columns, outputs = part.start.shape
+    width = 0 if part.channels is None else len(part.channels.keep) + part.channels.new.shape[1]
+    return _Sums(*(Moments.empty(n) for n in (columns + outputs, columns + outputs, outputs, width)))
+
+
+def _of_channels(channels: Channels, old: np.ndarray, new: np.ndarray) -> np.ndarray:
+    """Rows `[kept channels in the new network, all in the old one minus these]`, of all positions one by one."""
+    kept = new[:, channels.new].reshape(-1, channels.new.shape[1])
+    missing = old[:, channels.old].reshape(-1, channels.old.shape[1])
+    missing[:, channels.keep] -= kept
+    return np.concatenate([kept, missing], axis=1)
+
+
+def _origins(part: Part, moments: Moments) -> Iterator[np.ndarray]:
+    """Corrections of a kernel that are the same map of channels at all positions: few numbers, which little data tells."""
+    if part.channels is None or not moments.rows:
+        return
+    width = part.channels.new.shape[1]
+    second = _about(moments, False)
+    scale = float(np.trace(second[:width, :width])) / width or 1.0
+    kernels = part.kernel[part.channels.old]  # (positions, channels, outputs)
+    for l2 in _PENALTIES[::2]:
+        shared = np.linalg.solve(second[:width, :width] + l2 * scale * np.eye(width), second[:width, width:])
+        correction = np.zeros(part.start.shape)
+        correction[part.channels.new.ravel()] = (shared @ kernels).reshape(-1, kernels.shape[-1])
+        yield correction
+
+
+def _norm_after(walk: _Walk, node: Any, nodes: list[Any], outputs: set[int]) -> Any:
+    """The batch normalisation of the new model that alone reads a call, and reads nothing else; None if there is none."""
+    given = node.outputs[0]
+    readers = [other for other in nodes if any(t is given for t in other.arguments.keras_tensors)]
+    if len(readers) != 1 or id(given) in outputs or getattr(node.operation, "activation", None) is not keras.activations.linear:
+        return None
+    norm = readers[0].operation
+    alone = isinstance(norm, keras.layers.BatchNormalization) and len(walk.records[id(norm)].outputs) == 1
+    channels = -1 if getattr(node.operation, "data_format", "channels_last") == "channels_last" else 1
+    if not alone or norm.axis % len(given.shape) != channels % len(given.shape):
+        return None
+    return walk.rebuilt.clones[id(norm)]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Fit:
+    """A correction of a linear map: what to add to its kernel and its bias."""
+
+    kernel: np.ndarray
+    bias: np.ndarray
+    l2: float | None
+    before: float
+    after: float
+
+
+def solve(seen: Moments, unseen: Moments, columns: int, intercept: bool, origins: Sequence[np.ndarray] = ()) -> _Fit:
+    """Ridge regression of residuals, its penalty chosen on rows that it did not see.
+
+    ```
+    min over D, b of  sum_i |r_i - D' x_i - b|^2 + l2 |D|^2
+    ```
+
+    The penalty draws to an origin: the old weights, or what a better of the `origins` makes of them. So little data changes little.
+
+    Args:
+        seen: moments of rows `[x, r]`.
+        unseen: of others.
+        columns: of x.
+        intercept: whether b is free, or 0.
+        origins: corrections from which the penalty may start, besides that of the old weights.
+    """
+    check = _about(unseen, False)
+    before = float(np.trace(check[columns:, columns:]))
+    origin = np.zeros((columns, len(seen.mean) - columns))
+    best = _Fit(origin, origin[0], None, before, before)
+    if not seen.rows or not unseen.rows:
+        return best
+    for start in origins:
+        bias = seen.mean[columns:] - seen.mean[:columns] @ start if intercept else np.zeros(start.shape[1])
+        after = _squares(unseen, check, columns, start, bias)
+        if after < best.after:
+            origin, best = start, dataclasses.replace(best, kernel=start, bias=bias, l2=np.inf, after=after)
+    seen, unseen = _moved(seen, columns, origin), _moved(unseen, columns, origin)
+    fit, check = _about(seen, intercept), _about(unseen, False)
+    scale = float(np.trace(fit[:columns, :columns])) / columns or 1.0
+    for l2 in _PENALTIES if columns <= 1500 else _PENALTIES[1::2]:
+        kernel, bias = _ridge(seen, fit, columns, l2 * scale, intercept)
+        after = _squares(unseen, check, columns, kernel, bias)
+        if after < best.after:
+            best = dataclasses.replace(best, kernel=origin + kernel, bias=bias, l2=l2, after=after)
+    if best.l2 is not None and np.isfinite(best.l2):  # once more, on all rows
+        whole = Moments(seen.weight, seen.rows, seen.mean.copy(), seen.scatter.copy())
+        whole.add(unseen)
+        fit = _about(whole, intercept)
+        scale = float(np.trace(fit[:columns, :columns])) / columns or 1.0
+        kernel, bias = _ridge(whole, fit, columns, best.l2 * scale, intercept)
+        best = dataclasses.replace(best, kernel=origin + kernel, bias=bias)
+    return best
+
+
+def _moved(moments: Moments, columns: int, origin: np.ndarray) -> Moments:
+    """Moments of `[x, r - origin' x]` from those of `[x, r]`."""
+    if not origin.any():
+        return moments
+    mean, scatter = moments.mean.copy(), moments.scatter.copy()
+    mean[columns:] -= mean[:columns] @ origin
+    known = scatter[:columns, :columns] @ origin  # (columns, outputs)
+    cross = origin.T @ scatter[:columns, columns:]
+    scatter[columns:, columns:] += origin.T @ known - cross - cross.T
+    scatter[:columns, columns:] -= known
+    scatter[columns:, :columns] -= known.T
+    return Moments(moments.weight, moments.rows, mean, scatter)
+
+
+def _about(moments: Moments, mean: bool) -> np.ndarray:
+    """Second moments, about the mean or about 0."""
+    return moments.scatter if mean else moments.scatter + moments.weight * np.outer(moments.mean, moments.mean)
+
+
+def _ridge(moments: Moments, second: np.ndarray, columns: int, l2: float, intercept: bool) -> tuple[np.ndarray, np.ndarray]:
+    square = second[:columns, :columns] + l2 * np.eye(columns)
+    kernel = np.linalg.solve(square, second[:columns, columns:])
+    bias = moments.mean[columns:] - moments.mean[:columns] @ kernel
+    return kernel, bias if intercept else np.zeros_like(bias)
+
+
+def _squares(moments: Moments, second: np.ndarray, columns: int, kernel: np.ndarray, bias: np.ndarray) -> float:
+    """Sum of squares of what is left of the residuals."""
+    inner, cross = second[:columns, :columns], second[:columns, columns:]
+    whole = float(np.trace(second[columns:, columns:]))
+    left = whole - 2 * np.sum(kernel * cross) + np.sum(kernel * (inner @ kernel))
+    mean = moments.mean[columns:] - moments.mean[:columns] @ kernel
+    return max(float(left + moments.weight * (bias @ bias - 2 * bias @ mean)), 1e-13 * whole)  # below is rounding
+
+
+def _call(operation: Any, node: Any, values: dict[int, Any]) -> list[Any]:
+    """What an operation gives for all batches, in inference: for each of its outputs, a list."""
+    given = []
+    for index in range(len(next(iter(values.values())))):
+        args, kwargs = node.arguments.fill_in({id(t): values[id(t)][index] for t in node.arguments.keras_tensors})
+        if getattr(operation, "_call_has_training_arg", False):
+            kwargs = {**kwargs, "training": False}
+        given.append(keras.tree.flatten(operation(*args, **kwargs)))
+    return [list(one) for one in zip(*given, strict=True)]
+
+
+def samples_that_fit(model: Any) -> int:
+    """How many samples both networks can hold at a time, by the shapes of the tensors that are alive together."""
+    nodes = list(_nodes.nodes_of(model))
+    uses = collections.Counter(id(t) for node in nodes for t in node.arguments.keras_tensors)
+    alive = sum(_bytes(t) for t in _nodes.graph_of(model).inputs)
+    most = alive
+    for node in nodes:
+        alive += sum(_bytes(t) for t in node.outputs)
+        most = max(most, alive)
+        for tensor in node.arguments.keras_tensors:
+            uses[id(tensor)] -= 1
+            if not uses[id(tensor)]:
+                alive -= _bytes(tensor)
+    return max(_MEMORY // (2 * most), 16)
+
+
+def _bytes(tensor: Any) -> int:
+    return int(np.prod([n or 64 for n in tensor.shape[1:]], initial=4.0))
