@@ -196,22 +196,16 @@ class _Runs:
     def __init__(self, model: keras.Model, reader: Pass, specs: Any, task: _arguments.Task) -> None:
         self.model, self.reader, self.task = model, reader, task
         self.x, self.y = specs, None
+        self.given, self.exact = specs, False
         self.run: Callable[..., Any] | None = None
 
     def add(self, x: Any, y: Any, step: int, gathered: Gathered) -> Any:
         """Runs a batch; returns its inputs as tensors."""
-        x = _arguments.fitting(self.model, x, self.x)
+        x = _arguments.fitting(self.model, x, self.given)
         self.task.check(y)
         y = None if self.task.loss is None or y is None else keras.tree.map_structure(tf.convert_to_tensor, y)
         self._fit(x, y, gathered)
-        try:
-            found = self._call(x, y, step)
-        except tf.errors.InvalidArgumentError as error:  # a second derivative that fails as it runs, as of TimeDistributed
-            if step or self.reader.differences:
-                raise
-            self.reader.differences = error.message.split("\n")[0][-160:]
-            self.run = None
-            found = self._call(x, y, step)
+        found = self._first(x, y, gathered) if step == 0 else self._call(x, y, step)
         gathered.add(found, self.task.indices(y) if self.task.classes is not None else None)
         for name, one in found.items():
             if not all(np.isfinite(one[key]).all() for key in ("removed", "gradients") if key in one):
@@ -220,6 +214,23 @@ class _Runs:
                     "`labels` and `loss`: what layers give is finite."
                 )
         return x
+
+    def _first(self, x: Any, y: Any, gathered: Gathered) -> Any:
+        """The first batch, which shows what TensorFlow cannot do: lengths that are not known, or a second derivative."""
+        try:
+            return self._call(x, y, 0)
+        except tf.errors.InvalidArgumentError as error:
+            self.exact = True  # TimeDistributed fails in loops over steps of unknown number
+            self._fit(x, y, gathered)
+            message = error.message
+        try:
+            return self._call(x, y, 0)
+        except tf.errors.InvalidArgumentError:
+            if self.reader.differences:
+                raise
+            self.reader.differences = message.split("\n")[0][-160:]
+            self.run = None
+            return self._call(x, y, 0)
 
     def _call(self, x: Any, y: Any, step: int) -> Any:
         self.run = self.run or self.reader.compiled(self.x, self.y)
@@ -230,8 +241,10 @@ class _Runs:
             self.y = keras.tree.map_structure(lambda one: tf.TensorSpec((None, *one.shape[1:]), one.dtype), y)
         known = getattr(self.model, "inputs", None)
         specs = self.x if known else _arguments.widened(self.x, x)
+        if self.exact:
+            specs = keras.tree.map_structure(lambda one: tf.TensorSpec((None, *one.shape[1:]), one.dtype), x)
         labels = None if y is None else _arguments.widened(self.y, y)
-        if specs != self.x:
+        if specs != self.x and not known:
             _forget_lengths(gathered)
         if specs != self.x or labels != self.y:
             self.run = None

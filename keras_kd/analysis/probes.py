@@ -10,9 +10,10 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from keras_kd import _batching, _calls, _taps
+from keras_kd import _batching, _calls
 from keras_kd._moments import Moments, ridge
 from keras_kd.analysis import _arguments
+from keras_kd.analysis import _places as places
 from keras_kd.layers import LinearProbe
 
 PENALTIES = (1e-4, 1e-2, 1.0, 1e2, 1e4)
@@ -164,13 +165,15 @@ def probe(
         raise ValueError(f"`test_share` must be in (0, 1). Received: test_share={test_share!r}.")
     batches = ((x, y) for x, y, _ in _batching.batches(data, labels, size=batch_size))
     first = next(batches)
-    names, kinds, skipped = _places(model, first[0], layers, max_width, pooling)
+    specs = places.input_specs(model, keras.tree.map_structure(tf.convert_to_tensor, first[0]))
+    _arguments.fitting(model, first[0], specs)  # says what does not fit before anything is traced
+    names, kinds, skipped = _places(model, specs, layers, max_width, pooling)
     count = classes or _number_of_classes(model, labels)
     gathered = Gathered(names, count, test_share, max_test_samples, seed)
     reader = LinearProbe(1, pooling=pooling)
     observe = _calls.observer(model, names, lambda _, x, mask: reader.pooled(keras.tree.flatten(x)[0], mask))
     for x, y in _chained(first, batches):
-        features, outputs = observe(keras.tree.map_structure(tf.convert_to_tensor, x))
+        features, outputs = observe(_arguments.fitting(model, x, specs))
         gathered.add({name: ops.convert_to_numpy(value) for name, value in features.items()}, checked_labels(y, count), outputs)
     return gathered.report(kinds, [float(one) for one in (l2 if isinstance(l2, (list, tuple)) else [l2])], skipped)
 
@@ -228,12 +231,9 @@ class Gathered:
 
 
 def _places(
-    model: keras.Model, batch: Any, layers: Sequence[str] | None, max_width: int, pooling: str
+    model: keras.Model, specs: Any, layers: Sequence[str] | None, max_width: int, pooling: str
 ) -> tuple[list[str], dict[str, str], list[str]]:
     """Names of the places to probe, their classes, and what was left out."""
-    specs = _taps.input_specs(model)
-    if specs is None:
-        specs = keras.tree.map_structure(lambda x: tf.TensorSpec((None, *np.shape(x)[1:]), np.asarray(x).dtype), batch)
     kinds: dict[str, str] = {}
     skipped = []
     seen = set()

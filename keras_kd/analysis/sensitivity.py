@@ -295,7 +295,7 @@ def _targets(model: keras.Model, trace: _calls.Trace, layers: Sequence[str] | No
             found.append(_Target(path, those[0].layer, names))
     unknown = [name for name in layers or () if name not in {target.path for target in found}]
     if unknown or not found:
-        told = [f"{name} ({refused[name]})" if name in refused else name for name in unknown]
+        told = [f"{name} ({refused[name]})" if name in refused else name for name in unknown or refused]
         raise ValueError(
             f"`layers` must name layers whose {what} can go alone. Received: {', '.join(told) or layers}. Layers: "
             f"{', '.join(target.path for target in found) or 'none'}."
@@ -346,8 +346,8 @@ def _channel_jobs(
             "variance": float(lost.sum() / max(np.trace(moments.scatter) / moments.weight, 1e-30)),
             "l1": float(norms["l1"][gone].sum() / norms["l1"].sum()),
             "l2": float(norms["l2"][gone].sum() / norms["l2"].sum()),
-            "taylor": float(np.sum(np.asarray(place.taylor)[gone])),
-            "fisher": float(np.sum(np.asarray(place.fisher)[gone])),
+            "taylor": float(np.sum(_of_channels(place.taylor, count)[gone])),
+            "fisher": float(np.sum(_of_channels(place.fisher, count)[gone])),
         }
 
         def run(trial: Trial, matrix: Any = matrix, shift: Any = shift) -> tuple[float | None, float]:
@@ -370,8 +370,13 @@ def _order(place: LayerAnalysis, norms: dict[str, np.ndarray], criterion: str, s
         return list(place.removal.keep)
     if criterion == "random":
         return [int(channel) for channel in np.random.default_rng(seed).permutation(place.channels)]
-    scores = norms[criterion] if criterion in norms else np.asarray(getattr(place, criterion))
+    scores = norms[criterion] if criterion in norms else _of_channels(getattr(place, criterion), place.channels)
     return [int(channel) for channel in np.argsort(-scores, kind="stable")]
+
+
+def _of_channels(values: Sequence[float], count: int) -> np.ndarray:
+    """What was measured of each channel; 0 where the loss does not depend on them."""
+    return np.asarray(values) if len(values) else np.zeros(count)
 
 
 def _stand_in(moments: Moments, channels: tuple[int, ...], reconstruct: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
