@@ -77,7 +77,7 @@ def fitting(model: keras.Model, x: Any, specs: Any) -> Any:
         if len(values) != len(wanted):
             raise ValueError
         cast = [tf.cast(value, spec.dtype) for value, spec in zip(values, wanted, strict=True)]
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, tf.errors.OpError) as error:
         names = f" ({', '.join(tensor.name for tensor in known)})" if known else ""
         told = f"{type(x).__name__} of {len(values)}" if keras.tree.is_nested(x) else type(x).__name__
         raise ValueError(
