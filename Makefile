@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # With fewer of TensorFlow's notes on processors and missing GPUs.
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: demo test lint format types docs-test bench zoo wheel tutorials clean
+.PHONY: demo test test-thorough lint format types docs-test bench zoo wheel tutorials clean
 
 # Two sets of packages, each noted by a file that is newer than pyproject.toml while the set is up to date.
 DEMO := $(VENV)/.installed
@@ -28,6 +28,9 @@ demo: $(DEMO)  ## teacher, student alone, student distilled, LiteRT file: a tabl
 
 test: $(DEV)  ## all tests, the slow ones and those of the examples too, on all cores
 	$(BIN)/python -m pytest -n auto
+
+test-thorough: $(DEV)  ## more random networks and architectures of the same tests, for minutes
+	$(BIN)/python -m pytest -n auto -m thorough
 
 lint: $(DEV)  ## style and formatting
 	$(BIN)/ruff check

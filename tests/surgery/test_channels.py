@@ -18,10 +18,10 @@ def close(actual, expected, tolerance=1e-5):
         np.testing.assert_allclose(np.asarray(a) / scale, np.asarray(b) / scale, atol=tolerance)
 
 
-SLOW = pytest.mark.slow
+THOROUGH = pytest.mark.thorough
 
 
-@pytest.mark.parametrize("seed", [*range(12), *[pytest.param(seed, marks=SLOW) for seed in range(12, 40)]])
+@pytest.mark.parametrize("seed", [*range(12), *[pytest.param(seed, marks=THOROUGH) for seed in range(12, 40)]])
 def test_a_random_network_computes_what_it_did_with_removed_channels_at_0(seed):
     model = networks.random_network(seed)
     before = [np.asarray(v).copy() for v in model.variables]
@@ -111,7 +111,7 @@ def test_where_it_cannot_be_exact_data_brings_the_outputs_closer():
     assert "error after" in str(report)
 
 
-@pytest.mark.parametrize("seed", [*range(4), *[pytest.param(seed, marks=SLOW) for seed in range(4, 12)]])
+@pytest.mark.parametrize("seed", [*range(4), *[pytest.param(seed, marks=THOROUGH) for seed in range(4, 12)]])
 def test_random_networks_take_data(seed):
     model = networks.random_network(seed)
     wanted = networks.random_channels(model, seed)
@@ -316,13 +316,13 @@ def test_other_bad_input_is_refused():
 
 ARCHITECTURES = [
     ("MobileNetV3Small", 32),
-    pytest.param("MobileNetV2", 32, marks=SLOW),
-    pytest.param("EfficientNetB0", 32, marks=SLOW),
-    pytest.param("ResNet50", 32, marks=SLOW),
-    pytest.param("DenseNet121", 32, marks=SLOW),
-    pytest.param("ConvNeXtTiny", 32, marks=SLOW),
-    pytest.param("InceptionV3", 75, marks=SLOW),
-    pytest.param("Xception", 71, marks=SLOW),
+    pytest.param("MobileNetV2", 32, marks=THOROUGH),
+    pytest.param("EfficientNetB0", 32, marks=THOROUGH),
+    pytest.param("ResNet50", 32, marks=THOROUGH),
+    pytest.param("DenseNet121", 32, marks=THOROUGH),
+    pytest.param("ConvNeXtTiny", 32, marks=THOROUGH),
+    pytest.param("InceptionV3", 75, marks=THOROUGH),
+    pytest.param("Xception", 71, marks=THOROUGH),
 ]
 
 
