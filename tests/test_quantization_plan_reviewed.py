@@ -338,6 +338,7 @@ def test_a_residual_block_of_tensorflow_s_operations_is_integers(tmp_path):
     assert report.max_difference < 0.05
 
 
+@pytest.mark.filterwarnings("ignore:These stay in float")  # the names are looked at
 def test_operations_on_the_raw_input_and_on_the_output_are_named(tmp_path):
     @keras.saving.register_keras_serializable()
     class Raw(keras.Model):
