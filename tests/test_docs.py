@@ -82,3 +82,21 @@ def test_the_code_on_the_page_runs():
         exec(compile(block, "losses.md", "exec"), names)
     assert isinstance(names["warm_up"], keras.callbacks.Callback)
     assert names["distiller"].distillation_loss_weights == [3000.0]
+
+
+def test_the_tables_of_the_analysis_are_those_of_its_result():
+    text = (ROOT / "docs" / "analysis.md").read_text()
+    evidence = json.loads((ROOT / "benchmarks" / "results" / "analysis.json").read_text())["evidence"]
+    rows = {(one["criterion"], one["reconstructed"]): one["accuracy_loss"] for one in evidence["criteria"]}
+    table = text.split("<!-- criteria:begin -->")[1].split("<!-- criteria:end -->")[0].strip().splitlines()[2:]
+    assert len(table) == len(rows) // 2
+    for line in table:
+        name, *cells = [cell.strip() for cell in line.strip("|").split("|")]
+        name = name.split(" ")[0].strip("`")
+        found = [*rows[name, True].values(), *rows[name, False].values()]
+        assert [float(cell) for cell in cells] == [pytest.approx(100 * one, abs=0.0501) for one in found]
+    order = ("cost", "variance", "taylor", "fisher", "l1", "l2", "taylor, labels", "fisher, labels")
+    single = text.split("<!-- single:begin -->")[1].split("<!-- single:end -->")[0].strip().splitlines()[2:]
+    for line, kind in zip(single, ("reconstructed", "zeroed"), strict=True):
+        cells = [float(cell) for cell in line.replace(",", "|").strip("|").split("|")[1:]]
+        assert cells == [evidence[f"single_channels_{kind}"][name]["loss"] for name in order]
