@@ -16,7 +16,7 @@ class Moments:
 
     Attributes:
         weight: sum of the rows' weights.
-        rows: number of rows.
+        rows: number of rows that have a weight.
         mean: `(columns,)`.
         scatter: `(columns, columns)`.
         squares: sum of the squares of the rows' weights; None for rows of one weight.
@@ -50,7 +50,7 @@ class Moments:
         total = float(weights.sum())
         mean = weights @ values / total if total else np.zeros(values.shape[1])
         centered = (values - mean) * np.sqrt(weights)[:, None]
-        return cls(total, len(values), mean, centered.T @ centered, float(np.square(weights).sum()))
+        return cls(total, int(np.count_nonzero(weights)), mean, centered.T @ centered, float(np.square(weights).sum()))
 
     @property
     def effective_rows(self) -> float:

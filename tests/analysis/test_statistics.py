@@ -124,3 +124,11 @@ def test_greedy_is_close_to_the_best_subset_here():
     for k in (2, 3, 4):
         best = min(unexplained(x, list(kept)) for kept in itertools.combinations(range(6), k))
         assert order.errors[k] <= 1.5 * best + 1e-9
+
+
+def test_rows_without_a_weight_do_not_count():
+    rows = np.random.default_rng(0).normal(size=(20, 3))
+    weights = np.arange(20) % 2
+    weighted, chosen = Moments.of(rows, weights), Moments.of(rows[weights == 1])
+    assert (weighted.rows, weighted.weight) == (chosen.rows, chosen.weight) == (10, 10.0)
+    np.testing.assert_allclose(weighted.scatter, chosen.scatter)
