@@ -125,11 +125,7 @@ def to_litert(
     path = _files.checked_path(path)
     _check_choice("quantization", quantization, _MODES)
     _check_choice("io_dtype", io_dtype, ("float32", "int8", "uint8"))
-    if not isinstance(sparse, bool) and not (isinstance(sparse, str) and sparse == "auto"):
-        raise ValueError(f'`sparse` must be True, False or "auto". Received: sparse={sparse!r}.')
-    if tolerance is not None:
-        _check_number("tolerance", tolerance, math.inf)
-    _check_number("min_agreement", min_agreement, 1)
+    _check_numbers(sparse, tolerance, min_agreement)
     given, data = model, None
     if representative_data is not None:
         data = _samples.check_inputs(model, representative_data, "representative_data", finite=True)
@@ -149,6 +145,34 @@ def to_litert(
     expected = in_float if model is given else _agreement.outputs_of(model, inputs, name)
     content, is_sparse = _smallest(model, inputs, _options(mode, measured, io_dtype, _samples.fixed_batch_size(model) or 1), sparse)
     operators, floats = _litert.operators(content, keras.tree.flatten(inputs))
+    _check_integers(quantization, mode, operators, floats)
+    tolerance = _TOLERANCES["int8 after training" if measured is not None else mode] if tolerance is None else tolerance
+    found = _agreement.as_floats(run_litert(content, inputs))
+    agreement = _agreement.check_close(expected, found, tolerance, name, _litert.output_ranges(content))
+    to_float = None if isinstance(given, QuantizedModel) else _agreement.compare(in_float, found)
+    if real and mode in ("int8", "int4"):
+        same = min(agreement.same, to_float.same) if to_float is not None and after_training else agreement.same
+        _check_same(same, min_agreement, _samples.count(inputs))
+    _files.write_atomically(path, content)
+    opened = open_litert(content)
+    dtypes = [tuple(np.dtype(d["dtype"]).name for d in ds) for ds in (opened.get_input_details(), opened.get_output_details())]
+    return ExportReport(
+        *(path, len(content), len(gzip.compress(content, 9)), agreement.difference, agreement.same, _samples.count(inputs)),
+        *(mode, is_sparse, dtypes[0], dtypes[1], operators, floats),
+        *((None, None) if to_float is None else (to_float.difference, to_float.same)),
+    )
+
+
+def _check_numbers(sparse: Any, tolerance: Any, min_agreement: Any) -> None:
+    if not isinstance(sparse, bool) and not (isinstance(sparse, str) and sparse == "auto"):
+        raise ValueError(f'`sparse` must be True, False or "auto". Received: sparse={sparse!r}.')
+    if tolerance is not None:
+        _check_number("tolerance", tolerance, math.inf)
+    _check_number("min_agreement", min_agreement, 1)
+
+
+def _check_integers(quantization: str, mode: str, operators: dict[str, int], floats: tuple[str, ...]) -> None:
+    """Refuses a file that computes on floats although integers were asked for, or without any integers."""
     if quantization in ("int8", "int4") and floats:
         raise RuntimeError(
             f"Not all of the file is integers: {', '.join(floats)} compute on floats. Nothing was written. Take layers that can "
@@ -159,25 +183,14 @@ def to_litert(
             f"Nothing in the file is integers: {', '.join(floats)} compute on floats. Nothing was written. Give "
             '`representative_data` as `check_data`, and take quantization="float32", "float16" or "dynamic".'
         )
-    tolerance = _TOLERANCES["int8 after training" if measured is not None else mode] if tolerance is None else tolerance
-    found = _agreement.as_floats(run_litert(content, inputs))
-    agreement = _agreement.check_close(expected, found, tolerance, name, _litert.output_ranges(content))
-    to_float = None if isinstance(given, QuantizedModel) else _agreement.compare(in_float, found)
-    same = min(agreement.same, to_float.same) if to_float is not None and after_training else agreement.same
-    if real and mode in ("int8", "int4") and same < min_agreement:
+
+
+def _check_same(same: float, wanted: float, count: int) -> None:
+    if same < wanted:
         raise RuntimeError(
-            f"The file gives the model's class in {same:.1%} of {_samples.count(inputs)} samples "
-            f"(min_agreement={min_agreement:g}). Nothing was written. Train with callbacks.Quantization, or give more "
-            "representative data."
+            f"The file gives the model's class in {same:.1%} of {count} samples (min_agreement={wanted:g}). Nothing was written. "
+            "Train with callbacks.Quantization, or give more representative data."
         )
-    _files.write_atomically(path, content)
-    opened = open_litert(content)
-    dtypes = [tuple(np.dtype(d["dtype"]).name for d in ds) for ds in (opened.get_input_details(), opened.get_output_details())]
-    return ExportReport(
-        *(path, len(content), len(gzip.compress(content, 9)), agreement.difference, agreement.same, _samples.count(inputs)),
-        *(mode, is_sparse, dtypes[0], dtypes[1], operators, floats),
-        *((None, None) if to_float is None else (to_float.difference, to_float.same)),
-    )
 
 
 def to_onnx(

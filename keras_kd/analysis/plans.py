@@ -2,15 +2,13 @@
 
 import dataclasses
 import functools
-import json
 import math
 import numbers
 import os
-import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from keras_kd.analysis.results import BlockAnalysis, FlowAnalysis, LayerAnalysis, LinearReport, read_json
+from keras_kd.analysis.results import BlockAnalysis, FlowAnalysis, LayerAnalysis, LinearReport, read_json, write_json
 
 ACTIONS = ("remove_channels", "remove_layer", "merge_block", "factorize")
 
@@ -73,10 +71,7 @@ class Plan:
 
     def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
         """Returns the plan as JSON, and writes it to `path` if there is one."""
-        text = json.dumps(dataclasses.asdict(self), indent=1)
-        if path is not None:
-            pathlib.Path(path).write_text(text + "\n")
-        return text
+        return write_json(self, path)
 
     @classmethod
     def from_json(cls, source: str | os.PathLike[str]) -> "Plan":

@@ -215,10 +215,7 @@ class LinearReport:
 
     def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
         """Returns everything as JSON, and writes it to `path` if there is one."""
-        text = json.dumps(self.as_dict(), indent=1, allow_nan=False)
-        if path is not None:
-            pathlib.Path(path).write_text(text + "\n")
-        return text
+        return write_json(self, path)
 
     @classmethod
     def from_json(cls, source: str | os.PathLike[str]) -> "LinearReport":
@@ -311,6 +308,14 @@ class LinearReport:
         from keras_kd.analysis.pictures import draw
 
         draw(self, path)
+
+
+def write_json(report: Any, path: str | os.PathLike[str] | None) -> str:
+    """A report or a plan as JSON, which is also written to `path` if there is one."""
+    text = json.dumps(dataclasses.asdict(report), indent=1, allow_nan=False)
+    if path is not None:
+        pathlib.Path(path).write_text(text + "\n")
+    return text
 
 
 def read_json(source: Any, kind: str, make: Callable[[Any], Any]) -> Any:

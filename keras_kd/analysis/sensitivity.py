@@ -1,9 +1,7 @@
 """What does each layer alone cost when something of it goes, and do the cheap measures tell the truth about it?"""
 
 import dataclasses
-import json
 import os
-import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
@@ -18,7 +16,7 @@ from keras_kd._progress import Progress, Verbose
 from keras_kd.analysis import _arguments, _places, linear
 from keras_kd.analysis._targets import Target, find_targets
 from keras_kd.analysis._trial import Trial
-from keras_kd.analysis.results import LayerAnalysis, LinearReport
+from keras_kd.analysis.results import LayerAnalysis, LinearReport, read_json, write_json
 from keras_kd.quantized._quantizers import round_kernel
 
 What = Literal["channels", "weights", "bits", "rank"]
@@ -80,22 +78,18 @@ class SensitivityReport:
 
     def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
         """Returns everything as JSON, and writes it to `path` if there is one."""
-        text = json.dumps(dataclasses.asdict(self), indent=1)
-        if path is not None:
-            pathlib.Path(path).write_text(text + "\n")
-        return text
+        return write_json(self, path)
 
     @classmethod
     def from_json(cls, source: str | os.PathLike[str]) -> "SensitivityReport":
         """The report that `to_json` wrote: its text, or the path of its file."""
-        text = source if isinstance(source, str) and source.lstrip().startswith("{") else pathlib.Path(source).read_text()
-        try:
-            found = json.loads(text)
+
+        def make(found: dict[str, Any]) -> "SensitivityReport":
             cells = tuple(Cell(**one | {"channels": tuple(one["channels"])}) for one in found["cells"])
             return cls(**found | {"cells": cells})
-        except (TypeError, KeyError, json.JSONDecodeError) as error:
-            message = f"`source` must be what `SensitivityReport.to_json` wrote. Received: JSON that does not fit ({error})."
-            raise ValueError(message) from error
+
+        report: SensitivityReport = read_json(source, "SensitivityReport", make)
+        return report
 
     def __str__(self) -> str:
         from rich import table

@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, overload
+from typing import Any
 
 import keras
 import numpy as np
@@ -66,19 +66,7 @@ class SurgeryReport:
 Removals = Mapping[str, Any]
 
 
-@overload
-def remove_channels(model: Any, channels: Removals, *, data: Any = ..., return_report: Literal[False] = ...) -> keras.Model: ...
-
-
-@overload
-def remove_channels(
-    model: Any, channels: Removals, *, data: Any = ..., return_report: Literal[True]
-) -> tuple[keras.Model, SurgeryReport]: ...
-
-
-def remove_channels(
-    model: Any, channels: Removals, *, data: Any = None, return_report: bool = False
-) -> keras.Model | tuple[keras.Model, SurgeryReport]:
+def remove_channels(model: Any, channels: Removals, *, data: Any = None, return_report: bool = False) -> Any:
     """Removes channels from layers, with everything that is tied to them: a new, smaller model of the same layers.
 
     Without data the kept weights stay as they are: what the layers read of a removed channel counts as 0 from then on. With data
