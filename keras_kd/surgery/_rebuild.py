@@ -1,5 +1,7 @@
-"""How does a network look without some of its channels? The same graph of new layers, with slices of the old weights."""
+"""How does a network look without some of its channels, or with other layers? The same graph of new layers, with the old weights."""
 
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -10,27 +12,47 @@ from keras_kd.surgery._analysis import Analysis
 from keras_kd.surgery._visits import Record
 
 
+@dataclasses.dataclass
+class Replacement:
+    """What stands for a layer: other layers one after the other. Without any, one of its inputs is handed on.
+
+    Attributes:
+        layers: new layers, not built yet; what they give together has the shape of what the old one gave.
+        weights: for each of them, what `set_weights` takes.
+        hands_on: number of the input that the first of them reads.
+    """
+
+    layers: Sequence[Any] = ()
+    weights: Sequence[Sequence[np.ndarray]] = ()
+    hands_on: int = 0
+
+
 class Rebuilt:
-    """A model without some channels.
+    """A model without some channels, or with other layers in the place of some.
 
     Args:
         found: analysis of the old model.
         gone: roots of the channels to leave out.
+        replacements: what stands for layers and operations, by `id` of these; they keep all their channels.
 
     Attributes:
         model: the new model.
         keep: for each atom, whether it is still there.
-        clones: new layers, operations and nested models by `id` of the old ones.
+        clones: new layers, operations and nested models by `id` of the old ones, but for those that were replaced.
     """
 
-    def __init__(self, found: Analysis, gone: set[int]) -> None:
+    def __init__(self, found: Analysis, gone: set[int], replacements: Mapping[int, Replacement] | None = None) -> None:
         self.found = found
         self.keep = ~np.isin(found.roots, sorted(gone))
         self.clones: dict[int, Any] = {}
+        self.replacements = replacements or {}
         self.model = self._model(found.model)
         for record in found.records.values():
-            if not _nodes.is_open(record.operation):
+            if id(record.operation) in self.clones and not _nodes.is_open(record.operation):
                 self._copy_weights(record)
+        for replacement in self.replacements.values():
+            for layer, weights in zip(replacement.layers, replacement.weights, strict=True):
+                layer.set_weights(weights)
         _copy_flags(found.model, self.model)
 
     def count(self, atoms: np.ndarray) -> int:
@@ -54,11 +76,11 @@ class Rebuilt:
         graph = _nodes.graph_of(model)
         inputs = {id(tensor): self._input(tensor) for tensor in graph.inputs}
         if isinstance(model, keras.Sequential):
-            return keras.Sequential([*inputs.values(), *[self._clone(layer) for layer in model.layers]], name=model.name)
+            layers = [one for layer in model.layers for one in self._stand_ins(layer)]
+            return keras.Sequential([*inputs.values(), *layers], name=model.name)
         values = dict(inputs)
         for node in _nodes.nodes_of(model):
-            args, kwargs = node.arguments.fill_in(values)
-            given = keras.tree.flatten(self._clone(node.operation)(*args, **kwargs))
+            given = self._called(node, values)
             for old, new in zip(node.outputs, given, strict=True):
                 self._check(node.operation, old, new)
                 values[id(old)] = new
@@ -67,6 +89,21 @@ class Rebuilt:
             for structure in (graph._inputs_struct, graph._outputs_struct)
         ]
         return keras.Model(*structures, name=model.name)
+
+    def _called(self, node: Any, values: dict[int, Any]) -> list[Any]:
+        """What stands for a call of the old model."""
+        replacement = self.replacements.get(id(node.operation))
+        if replacement is None:
+            args, kwargs = node.arguments.fill_in(values)
+            return keras.tree.flatten(self._clone(node.operation)(*args, **kwargs))
+        value = values[id(node.arguments.keras_tensors[replacement.hands_on])]
+        for layer in replacement.layers:
+            value = layer(value)
+        return [value]
+
+    def _stand_ins(self, layer: Any) -> Sequence[Any]:
+        replacement = self.replacements.get(id(layer))
+        return [self._clone(layer)] if replacement is None else replacement.layers
 
     def _input(self, tensor: Any) -> Any:
         layer = tensor._keras_history.operation
