@@ -1,4 +1,4 @@
-"""How does a network look without some of its channels, or with other layers? The same graph of new layers, with the old weights."""
+"""How does a network look without some channels, or with other layers? The same graph of new layers, with the old weights."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
