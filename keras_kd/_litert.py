@@ -126,10 +126,9 @@ def run(interpreter: Any, arrays: list[np.ndarray], rows: int = 128) -> list[np.
     Raises:
         ValueError: if the arrays are not those that the file takes.
     """
-    runner = interpreter.get_signature_runner("serving_default")
-    details, outputs_by_name = runner.get_input_details(), runner.get_output_details()
-    names = [f"input_{index}" for index in range(len(arrays))]
-    _check_arrays(interpreter, arrays, [details.get(name) for name in names])
+    runner = interpreter.get_signature_runner(signature_of(interpreter))
+    details, outputs_by_name = in_order(runner.get_input_details(), "input"), in_order(runner.get_output_details(), "output")
+    _check_arrays(interpreter, arrays, list(details.values()))
     fixed = [int(detail["shape_signature"][0]) for detail in interpreter.get_input_details() if len(detail["shape_signature"])]
     size = next((length for length in fixed if length > 0), None)
     found: list[dict[str, np.ndarray]] = []
@@ -138,16 +137,45 @@ def run(interpreter: Any, arrays: list[np.ndarray], rows: int = 128) -> list[np.
         count = len(parts[0])
         if size and count < size:  # the last one of a file with a fixed batch size
             parts = [whole_batches(part, size) for part in parts]
-        given = {name: _to_border(part, details[name]) for name, part in zip(names, parts, strict=True)}
+        given = {name: _to_border(part, detail) for (name, detail), part in zip(details.items(), parts, strict=True)}
         # Copies: what the runner gives may be views of memory that goes with the interpreter.
         found.append({name: np.array(value[:count] if size else value) for name, value in runner(**given).items()})
     joined = {name: np.concatenate([part[name] for part in found]) for name in found[0]}
-    return [_from_border(joined[f"output_{i}"], outputs_by_name[f"output_{i}"]) for i in range(len(joined))]
+    return [_from_border(joined[name], detail) for name, detail in outputs_by_name.items()]
+
+
+def signature_of(interpreter: Any) -> str:
+    """The name of a file's signature.
+
+    Raises:
+        ValueError: if it has none.
+    """
+    names = list(interpreter.get_signature_list())
+    if not names:
+        raise ValueError("A LiteRT file must have a signature. Received: one without. Write it with keras_kd.export.to_litert.")
+    return "serving_default" if "serving_default" in names else names[0]
+
+
+def in_order(details: dict[str, Any], what: str) -> dict[str, Any]:
+    """Inputs or outputs of a file in the order of its model's, which names of others do not tell where there are several.
+
+    Raises:
+        ValueError: if there are several, of names that `to_litert` does not give.
+    """
+    names = [f"{what}_{index}" for index in range(len(details))]
+    if details.keys() == set(names):
+        return {name: details[name] for name in names}
+    if len(details) > 1:
+        raise ValueError(
+            f"A LiteRT file with several {what}s must name them {', '.join(names)}. Received: {', '.join(details)}. Write it with "
+            "keras_kd.export.to_litert."
+        )
+    return details
 
 
 def _check_arrays(interpreter: Any, arrays: list[np.ndarray], details: list[Any]) -> None:
     tensors = {detail["index"]: detail for detail in interpreter.get_input_details()}
-    signatures = [tensors[detail["index"]]["shape_signature"] for detail in details if detail is not None]
+    signatures = [tensors[detail["index"]]["shape_signature"] for detail in details]
     wanted = [tuple(None if length == -1 else int(length) for length in signature)[1:] for signature in signatures]
     fit = len(arrays) == len(tensors) == len(wanted) and all(map(shapes_agree, [array.shape[1:] for array in arrays], wanted))
     if not fit or len({len(array) for array in arrays}) != 1 or not len(arrays[0]):

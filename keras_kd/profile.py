@@ -8,7 +8,7 @@ import os
 import pathlib
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import keras
@@ -18,6 +18,8 @@ import tensorflow as tf
 from keras_kd import _calls, _litert, _macs, _taps
 from keras_kd._outputs import shapes_agree
 from keras_kd.export import open_litert
+
+_TURN = 10  # inferences of one file before it is the next one's turn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,6 +191,24 @@ def profile(
     return Profile(*numbers, len(content), len(gzip.compress(content, 9)), latency)
 
 
+def layer_profiles(model: keras.Model, data: Any = None) -> tuple[LayerProfile, ...]:
+    """What the layers of a model hold and cost, without the time that it takes.
+
+    Args:
+        model: a built Keras model.
+        data: as for `profile`.
+
+    Returns:
+        `Profile.layers`.
+
+    Raises:
+        ValueError: if `data` holds no sample or does not fit, or input shapes are not known and there is no `data`.
+    """
+    with _unchanged(model):
+        costs, _ = _macs.measure(model, _sample_of(model, data))
+    return _layer_profiles(model, costs)
+
+
 def _sample_of(model: keras.Model, data: Any) -> Any:
     """Arrays of one sample, in the types of the model's inputs."""
     specs = _taps.input_specs(model)
@@ -292,14 +312,23 @@ def _check_runs(runs: int) -> None:
 
 
 def _timed(once: Callable[[], Any], threads: int, runs: int, warmup: int) -> Latency:
+    _times(once, warmup)
+    return _latency(_times(once, runs), threads)
+
+
+def _times(once: Callable[[], Any], runs: int) -> list[float]:
+    """Milliseconds of each of some runs."""
     times = []
-    for index in range(warmup + runs):
+    for _ in range(runs):
         start = time.perf_counter()
         once()
-        if index >= warmup:
-            times.append(1e3 * (time.perf_counter() - start))
+        times.append(1e3 * (time.perf_counter() - start))
+    return times
+
+
+def _latency(times: list[float], threads: int) -> Latency:
     low, high = np.percentile(times, [10, 90])
-    return Latency(statistics.median(times), float(low), float(high), threads, runs)
+    return Latency(statistics.median(times), float(low), float(high), threads, len(times))
 
 
 def measure_latency(
@@ -321,7 +350,41 @@ def measure_latency(
     Raises:
         ValueError: if `runs` is not positive, or `data` does not fit the file.
     """
+    return measure_latencies({"": file}, data=data, threads=threads, runs=runs, warmup=warmup)[""]
+
+
+def measure_latencies(
+    files: Mapping[str, str | os.PathLike[str] | bytes], *, data: Any = None, threads: int = 1, runs: int = 200, warmup: int = 20
+) -> dict[str, Latency]:
+    """Times several LiteRT files side by side: some inferences of each in turn, so that a busy moment meets all of them.
+
+    Args:
+        files: LiteRT files, or their contents, by name.
+        data: as for `measure_latency`; all files take the same.
+        threads: threads of the interpreters.
+        runs: number of timed inferences of each, at least 1.
+        warmup: inferences of each before that.
+
+    Returns:
+        A `Latency` for each file, in milliseconds.
+
+    Raises:
+        ValueError: if `runs` is not positive, or `data` does not fit a file.
+    """
     _check_runs(runs)
+    ready = {name: _ready(file, data, threads) for name, file in files.items()}
+    for invoke in ready.values():
+        _times(invoke, warmup)
+    times: dict[str, list[float]] = {name: [] for name in files}
+    for start in range(0, runs, _TURN):
+        for name, invoke in ready.items():
+            invoke()  # what the others left in the caches is not this one's time
+            times[name] += _times(invoke, min(_TURN, runs - start))
+    return {name: _latency(found, threads) for name, found in times.items()}
+
+
+def _ready(file: str | os.PathLike[str] | bytes, data: Any, threads: int) -> Callable[[], Any]:
+    """One inference of a file whose inputs are set."""
     interpreter = open_litert(file, threads=threads)
     details = interpreter.get_input_details()
     if data is None:
@@ -333,13 +396,14 @@ def measure_latency(
     interpreter.allocate_tensors()
     for detail, array in zip(details, arrays, strict=True):
         interpreter.set_tensor(detail["index"], array)
-    return _timed(interpreter.invoke, threads, runs, warmup)
+    return interpreter.invoke
 
 
 def _border_arrays(interpreter: Any, details: list[dict[str, Any]], arrays: list[np.ndarray]) -> list[np.ndarray]:
     """What the file takes, in its order and types; the sample as often as a batch size of its own asks for."""
-    named = interpreter.get_signature_runner("serving_default").get_input_details()
-    by_index = {named[f"input_{i}"]["index"]: array for i, array in enumerate(arrays) if f"input_{i}" in named}
+    runner = interpreter.get_signature_runner(_litert.signature_of(interpreter))
+    named = _litert.in_order(runner.get_input_details(), "input")
+    by_index = {detail["index"]: array for detail, array in zip(named.values(), arrays, strict=False)}
     wanted = [tuple(None if n == -1 else int(n) for n in detail["shape_signature"]) for detail in details]
     given = [by_index.get(detail["index"], np.empty(0)) for detail in details]
     given = [np.repeat(array, shape[0] or 1, axis=0) if shape else array for array, shape in zip(given, wanted, strict=True)]

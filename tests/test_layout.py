@@ -18,7 +18,7 @@ FLOORS = [
     {"_outputs", "_taps", "_calls", "_moments", "_tfmot", "schedules"},
     {"layers", "losses", "metrics", "regularizers", "quantized"},
     {"_terms", "teachers", "recording", "callbacks"},
-    {"_finite", "_distribute", "_logs", "distiller", "mutual", "_agreement", "_files", "_samples", "_litert", "export"},
+    {"_finite", "_distribute", "_logs", "distiller", "mutual", "_agreement", "_files", "_pages", "_samples", "_litert", "export"},
     {"_macs", "analysis", "profile", "report"},
     {"surgery"},
     {"demo"},

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from keras_kd import _pages
+
 if TYPE_CHECKING:
     from keras_kd.analysis.results import LinearReport
 
@@ -39,14 +41,11 @@ def page(report: "LinearReport") -> str:
         file = pathlib.Path(folder) / "picture.png"
         draw(report, file)
         picture = base64.b64encode(file.read_bytes()).decode()
-    title = html.escape(f"Linear analysis of {report.model}")
-    style = "body{font:15px system-ui;margin:2rem;max-width:99rem}pre{overflow-x:auto;font-size:9pt}img{max-width:100%;height:auto}"
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>{title}</title><style>{style}</style></head><body><h1>{title}</h1>"
-        f'<img alt="Heat map of layers and measures, responses and removal errors" src="data:image/png;base64,{picture}">'
-        f"<pre>{html.escape(report.table())}</pre></body></html>\n"
+    body = (
+        f'<img alt="Heat map of layers and measures, responses and removal errors" src="data:image/png;base64,{picture}">\n'
+        f"<pre>{html.escape(report.table())}</pre>"
     )
+    return _pages.document(f"Linear analysis of {report.model}", body)
 
 
 def _draw_heat(axes: Any, report: "LinearReport") -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from keras_kd import _files
 from keras_kd.analysis.statistics import RemovalOrder
 
 if TYPE_CHECKING:
@@ -301,7 +302,7 @@ class LinearReport:
         """Writes the table and the picture as one page that needs nothing else."""
         from keras_kd.analysis.pictures import page
 
-        pathlib.Path(path).write_text(page(self), encoding="utf-8")
+        _files.write_atomically(_files.checked_path(path), page(self).encode())
 
     def plot(self, path: str | os.PathLike[str]) -> None:
         """Draws a heat map of layers and measures, responses over noise, and errors over removed channels; writes a PNG."""
@@ -314,7 +315,7 @@ def write_json(report: Any, path: str | os.PathLike[str] | None) -> str:
     """A report or a plan as JSON, which is also written to `path` if there is one."""
     text = json.dumps(dataclasses.asdict(report), indent=1, allow_nan=False)
     if path is not None:
-        pathlib.Path(path).write_text(text + "\n")
+        _files.write_atomically(_files.checked_path(path), f"{text}\n".encode())
     return text
 
 

@@ -1,4 +1,4 @@
-"""What did compression change? A table and a picture of models side by side."""
+"""What did training over several seeds give? A table and a picture of models side by side."""
 
 import dataclasses
 import itertools
