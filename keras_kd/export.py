@@ -93,7 +93,7 @@ def to_litert(
             integers stays in float then, as the report's `float_operators` say; "int8" and "int4" refuse it.
         representative_data: inputs that ranges are measured on, for "int8" and "int4" of a model that was not trained for it.
         sparse: whether the file leaves out zeros; "auto" does where a third of the kernels' weights or more is zero and the
-            file becomes smaller.
+            file becomes smaller; kernels of 4 bits stay whole.
         io_dtype: "float32", "int8" or "uint8": type of the inputs and outputs of a file of integers.
         check_data: inputs to compare on, nested as the model takes them, of any number of samples. None is
             `representative_data`, or 8 seeded random samples of the model's input shapes.
@@ -410,9 +410,14 @@ def _options(mode: str, data: Any, io_dtype: str, batch: int) -> Callable[[Any],
 
 def _smallest(model: keras.Model, inputs: Any, configure: Callable[[Any], None], sparse: bool | str) -> tuple[bytes, bool]:
     """The file's content, and whether it leaves zeros out."""
+    has_nibbles = _has_nibbles(model)
+    if sparse is True and has_nibbles:
+        raise ValueError(
+            '`sparse` must be False or "auto" for kernels of 4 bits, which have no sparse form. Received: sparse=True.'
+        )
     if sparse is not True:
         content = _litert.convert(model, inputs, configure)
-        if sparse is False or _sparsity(model) < 1 / 3:
+        if sparse is False or _sparsity(model) < 1 / 3 or has_nibbles:
             return content, False
 
     def configure_sparse(converter: Any) -> None:
@@ -429,6 +434,12 @@ def _smallest(model: keras.Model, inputs: Any, configure: Callable[[Any], None],
     except (RuntimeError, ValueError):  # LiteRT has sparse kernels for some operators
         return content, False
     return (smaller, True) if same and len(smaller) < len(content) else (content, False)
+
+
+def _has_nibbles(model: keras.Model) -> bool:
+    """Whether kernels have 4 bits or fewer: TensorFlow's converter ends the whole process where it is to make these sparse."""
+    parts = [model] if isinstance(model, QuantizedModel) else quantized_parts(model)
+    return any(bits <= 4 for part in parts for bits in part.plan.bits.values())
 
 
 def _sparsity(model: keras.Model) -> float:

@@ -192,6 +192,20 @@ def test_a_plain_model_is_quantised_after_training(quantization, largest, tmp_pa
     assert export.to_litert(model, tmp_path / "a.tflite", representative_data=x).quantization == "int8"
 
 
+def test_kernels_of_4_bits_with_many_zeros_stay_whole(tmp_path):
+    model = image_net(layers.Conv2D(8, 3, activation="relu"))
+    x = data_for(model)
+    kernel = model.layers[0].kernel
+    kernel.assign(np.where(np.abs(kernel) < 0.1, 0, kernel))
+    head = model.get_layer("head").kernel
+    head.assign(np.where(np.abs(head) < 0.05, 0, head))
+    options = {"quantization": "int4", "representative_data": x, "min_agreement": 0.0, "tolerance": 9}
+    report = export.to_litert(model, tmp_path / "m.tflite", **options)  # the converter would end the process
+    assert (report.sparse, report.quantization) == (False, "int4")
+    with pytest.raises(ValueError, match='`sparse` must be False or "auto" for kernels of 4 bits'):
+        export.to_litert(model, tmp_path / "m.tflite", sparse=True, **options)
+
+
 @pytest.mark.filterwarnings("ignore:These stay in float")
 def test_recurrent_layers_stay_in_float_in_a_file_that_is_quantised_after_training(tmp_path):
     model = keras.Sequential([keras.Input((6, 3)), layers.LSTM(4), layers.Dense(4)])

@@ -20,9 +20,9 @@ thead th { background: var(--shade); font-weight: 600; }
 th[scope="row"] { position: sticky; left: 0; background: var(--page); max-width: 16rem; overflow: hidden; text-overflow: ellipsis; }
 th button { all: unset; cursor: pointer; font-weight: 600; }
 th button:focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
-th button::after { content: "\\2195"; opacity: 0.35; margin-left: 0.3em; }
-th[aria-sort="ascending"] button::after { content: "\\2191"; opacity: 1; }
-th[aria-sort="descending"] button::after { content: "\\2193"; opacity: 1; }
+th button::after { content: "\\2195" / ""; opacity: 0.35; margin-left: 0.3em; }
+th[aria-sort="ascending"] button::after { content: "\\2191" / ""; opacity: 1; }
+th[aria-sort="descending"] button::after { content: "\\2193" / ""; opacity: 1; }
 .swatch { display: inline-block; width: 0.7em; height: 0.7em; border-radius: 50%; background: currentColor; margin-right: 0.5em; }
 .chart { display: block; width: 100%; max-width: 540px; height: auto; font-size: 12px; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(22rem, 100%), 1fr)); gap: 1rem; max-width: 80rem; }
@@ -78,7 +78,9 @@ tip.id = "tip";
 tip.hidden = true;
 tip.setAttribute("aria-hidden", "true");  // what it says is in aria-label and aria-describedby
 document.body.append(tip);
+let shown = null;
 function show(target) {
+  shown = target;
   tip.textContent = target.dataset.tip;
   tip.hidden = false;
   const at = target.getBoundingClientRect(), own = tip.getBoundingClientRect();
@@ -87,13 +89,19 @@ function show(target) {
   tip.style.left = `${left}px`;
   tip.style.top = `${below ? at.bottom + 8 : Math.max(8, at.top - own.height - 8)}px`;
 }
-const hide = () => { tip.hidden = true; };
+function hide() {
+  tip.hidden = true;
+  shown = null;
+}
+function leave(event) {
+  if (shown === event.currentTarget) hide();  // scrolling moves one target from under the mouse while another has the focus
+}
 for (const target of document.querySelectorAll("[data-tip]")) {
   target.addEventListener("pointerenter", () => show(target));
-  target.addEventListener("pointerleave", hide);
+  target.addEventListener("pointerleave", leave);
   target.addEventListener("focus", () => show(target));
-  target.addEventListener("blur", hide);
+  target.addEventListener("blur", leave);
 }
 document.addEventListener("keydown", (event) => { if (event.key === "Escape") hide(); });
-document.addEventListener("scroll", hide, true);
+document.addEventListener("scroll", () => { if (shown) show(shown); }, true);  // focus scrolls, too
 """
