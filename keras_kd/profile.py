@@ -176,7 +176,7 @@ def profile(
         raise FileNotFoundError(f'`path` must be a LiteRT file. Received: path="{path}", where there is none.')
     _check_runs(runs)
     sample = _sample_of(model, data)
-    with _unchanged(model):
+    with unchanged(model):
         costs, peak = _macs.measure(model, sample)
         keras_latency = _keras_latency(model, sample, runs)
     layers = _layer_profiles(model, costs)
@@ -204,7 +204,7 @@ def layer_profiles(model: keras.Model, data: Any = None) -> tuple[LayerProfile, 
     Raises:
         ValueError: if `data` holds no sample or does not fit, or input shapes are not known and there is no `data`.
     """
-    with _unchanged(model):
+    with unchanged(model):
         costs, _ = _macs.measure(model, _sample_of(model, data))
     return _layer_profiles(model, costs)
 
@@ -253,7 +253,7 @@ def _first_of(data: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _unchanged(model: keras.Model) -> Iterator[None]:
+def unchanged(model: keras.Model) -> Iterator[None]:
     """Puts back what an inference may change: states of stateful layers, seeds."""
     former = [(variable, variable.numpy()) for variable in model.non_trainable_variables]
     try:

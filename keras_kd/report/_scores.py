@@ -63,10 +63,10 @@ def shaped_as(labels: np.ndarray, outputs: np.ndarray, task: str) -> np.ndarray:
 
 
 def decisions(outputs: np.ndarray, task: str, kind: str) -> np.ndarray:
-    """What a model says: class numbers, or yes and no."""
+    """What a model says: class numbers, or 1 and 0; -1 where it gives NaN, which is no answer."""
     if task == CLASSES:
-        return outputs.argmax(-1)
-    said = outputs > (0 if kind == LOGITS else 0.5)
+        return np.where(np.isnan(outputs).any(-1), -1, outputs.argmax(-1))
+    said = np.where(np.isnan(outputs), -1, outputs > (0 if kind == LOGITS else 0.5))
     return said[..., 0] if said.ndim > 1 and said.shape[-1] == 1 else said
 
 

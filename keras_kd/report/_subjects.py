@@ -11,7 +11,7 @@ import numpy as np
 
 from keras_kd import _agreement, _litert, _outputs, _samples
 from keras_kd.export import open_litert, to_litert
-from keras_kd.profile import layer_profiles
+from keras_kd.profile import LayerProfile, layer_profiles, unchanged
 from keras_kd.quantized import QuantizedModel
 from keras_kd.quantized.model import quantized_parts
 from keras_kd.report._weights import Weights, weights_of
@@ -117,7 +117,9 @@ class KerasSubject(Subject):
             self.kind = "quantized Keras"
 
     def _outputs(self, x: Any) -> list[np.ndarray]:
-        return _agreement.outputs_of(self.model, _samples.check_inputs(self.model, x, "data"), "`data`")
+        x = _samples.check_inputs(self.model, x, "data")
+        with unchanged(self.model):
+            return _agreement.outputs_of(self.model, x, "`data`")
 
     def output_kind(self, index: int) -> str | None:
         """What the graph says."""
@@ -127,22 +129,32 @@ class KerasSubject(Subject):
     def measure(self, x: Any) -> None:
         """Exports the model to a temporary file, and counts what its layers hold."""
         x = _samples.check_inputs(self.model, x, "data")
-        self.content = self._exported(x)
+        with unchanged(self.model):
+            self.content = self._exported(x)
         if self.content is not None:
             self._count(weights_of(self.content))
         model, bits = self._counted()
-        profiles = layer_profiles(model, x)
+        profiles = self._profiles(model, x)
         self.parameters = model.count_params()
-        self.nonzero_parameters = sum(one.nonzero_parameters for one in profiles)
-        self.macs = sum(one.macs or 0 for one in profiles)
-        uncounted = [one.path for one in profiles if one.macs is None]
-        if uncounted:
-            self.notes.append(f"Multiply-accumulates without those of {', '.join(uncounted)}.")
+        self.nonzero_parameters = sum(int(np.count_nonzero(array)) for array in model.get_weights())
         self.layers = tuple(
             LayerRow(one.path, one.kind, one.parameters, one.nonzero_parameters, bits(one.path), one.macs)
             for one in profiles
             if one.parameters
         )
+
+    def _profiles(self, model: keras.Model, x: Any) -> tuple[LayerProfile, ...]:
+        """The layers; none, with a note, where the model cannot be traced for one sample."""
+        try:
+            profiles = layer_profiles(model, x)
+        except ValueError as error:  # stateful layers of a batch size of their own
+            self.notes.append(f"No layers, no multiply-accumulates: {str(error).strip().splitlines()[0]}")
+            return ()
+        self.macs = sum(one.macs or 0 for one in profiles)
+        uncounted = [one.path for one in profiles if one.macs is None]
+        if uncounted:
+            self.notes.append(f"Multiply-accumulates without those of {', '.join(uncounted)}.")
+        return profiles
 
     def _exported(self, x: Any) -> bytes | None:
         rounds = isinstance(self.model, QuantizedModel) or quantized_parts(self.model)

@@ -168,7 +168,7 @@ class Comparison:
         console = Console(file=io.StringIO(), width=1000, color_system=None, markup=False, emoji=False, highlight=False)
         with console.capture() as captured:
             console.print(made)
-            console.print(f"{self.samples:,} samples; agreement with {self.reference}.")
+            console.print(f"{self.samples:,} sample{'s' * (self.samples > 1)}; agreement with {self.reference}.")
             for line in [*self.summary(), *(f"{row.name}: {note}" for row in self.rows for note in row.notes)]:
                 console.print(line)
         return "\n".join(line.rstrip() for line in captured.get().splitlines())

@@ -271,6 +271,25 @@ def test_models_stay_as_they_were():
     assert (model.optimizer.iterations.numpy(), model.loss) == (0, "mse")
 
 
+def test_states_of_recurrent_layers_stay_as_they_were_and_what_cannot_be_traced_has_a_note():
+    lstm = keras.layers.LSTM(4, stateful=True)
+    model = keras.Sequential([keras.Input(batch_shape=(10, 6, 3)), lstm, keras.layers.Dense(3)])
+    x = np.random.default_rng(0).normal(size=(20, 6, 3)).astype("float32")
+    row = compare({"a": model}, x, np.arange(20) % 3, latency=False, verbose=0)["a"]
+    assert not any(np.any(state) for state in lstm.states)
+    assert "no multiply-accumulates" in " ".join(row.notes)
+    assert (row.macs, row.parameters) == (None, model.count_params())
+
+
+def test_nan_is_no_answer():
+    x, y = samples()
+    broken = classifier()
+    broken.set_weights([array * np.nan for array in broken.get_weights()])
+    row = compare({"a": classifier(), "b": broken}, x, y, latency=False, verbose=0)["b"]
+    assert (row.accuracy, row.agreement, row.loss) == (0, 0, None)
+    assert "NaN" in row.notes[0]
+
+
 def test_it_is_silent_where_it_is_asked_to_be(capsys):
     x, y = samples()
     compare({"a": classifier()}, x, y, runs=1, verbose=0)
