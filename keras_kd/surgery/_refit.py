@@ -202,7 +202,7 @@ def _origins(part: Part, moments: Moments) -> Iterator[np.ndarray]:
     if part.channels is None or not moments.rows:
         return
     width = part.channels.new.shape[1]
-    second = _about(moments, False)
+    second = about(moments, False)
     scale = float(np.trace(second[:width, :width])) / width or 1.0
     kernels = part.kernel[part.channels.old]  # (positions, channels, outputs)
     for l2 in _PENALTIES[::2]:
@@ -253,7 +253,7 @@ def solve(seen: Moments, unseen: Moments, columns: int, intercept: bool, origins
         intercept: whether b is free, or 0.
         origins: corrections from which the penalty may start, besides that of the old weights.
     """
-    check = _about(unseen, False)
+    check = about(unseen, False)
     before = float(np.trace(check[columns:, columns:]))
     origin = np.zeros((columns, len(seen.mean) - columns))
     best = _Fit(origin, origin[0], None, before, before)
@@ -261,21 +261,21 @@ def solve(seen: Moments, unseen: Moments, columns: int, intercept: bool, origins
         return best
     for start in origins:
         bias = seen.mean[columns:] - seen.mean[:columns] @ start if intercept else np.zeros(start.shape[1])
-        after = _squares(unseen, check, columns, start, bias)
+        after = squares(unseen, check, columns, start, bias)
         if after < best.after:
             origin, best = start, dataclasses.replace(best, kernel=start, bias=bias, l2=np.inf, after=after)
     seen, unseen = _moved(seen, columns, origin), _moved(unseen, columns, origin)
-    fit, check = _about(seen, intercept), _about(unseen, False)
+    fit, check = about(seen, intercept), about(unseen, False)
     scale = float(np.trace(fit[:columns, :columns])) / columns or 1.0
     for l2 in _PENALTIES if columns <= 1500 else _PENALTIES[1::2]:
         kernel, bias = _ridge(seen, fit, columns, l2 * scale, intercept)
-        after = _squares(unseen, check, columns, kernel, bias)
+        after = squares(unseen, check, columns, kernel, bias)
         if after < best.after:
             best = dataclasses.replace(best, kernel=origin + kernel, bias=bias, l2=l2, after=after)
     if best.l2 is not None and np.isfinite(best.l2):  # once more, on all rows
         whole = Moments(seen.weight, seen.rows, seen.mean.copy(), seen.scatter.copy())
         whole.add(unseen)
-        fit = _about(whole, intercept)
+        fit = about(whole, intercept)
         scale = float(np.trace(fit[:columns, :columns])) / columns or 1.0
         kernel, bias = _ridge(whole, fit, columns, best.l2 * scale, intercept)
         best = dataclasses.replace(best, kernel=origin + kernel, bias=bias)
@@ -296,7 +296,7 @@ def _moved(moments: Moments, columns: int, origin: np.ndarray) -> Moments:
     return Moments(moments.weight, moments.rows, mean, scatter)
 
 
-def _about(moments: Moments, mean: bool) -> np.ndarray:
+def about(moments: Moments, mean: bool) -> np.ndarray:
     """Second moments, about the mean or about 0."""
     return moments.scatter if mean else moments.scatter + moments.weight * np.outer(moments.mean, moments.mean)
 
@@ -308,7 +308,7 @@ def _ridge(moments: Moments, second: np.ndarray, columns: int, l2: float, interc
     return kernel, bias if intercept else np.zeros_like(bias)
 
 
-def _squares(moments: Moments, second: np.ndarray, columns: int, kernel: np.ndarray, bias: np.ndarray) -> float:
+def squares(moments: Moments, second: np.ndarray, columns: int, kernel: np.ndarray, bias: np.ndarray) -> float:
     """Sum of squares of what is left of the residuals."""
     inner, cross = second[:columns, :columns], second[:columns, columns:]
     whole = float(np.trace(second[columns:, columns:]))
