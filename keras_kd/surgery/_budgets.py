@@ -1,8 +1,12 @@
-"""Which ranks keep the most within a budget? The lower hull of each layer's costs, cheapest losses first."""
+"""Which ranks keep the most within a budget? One option for each layer, by dynamic programming over what is spent."""
 
 import dataclasses
-import itertools
+import math
 from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+_UNITS = 20000  # steps in which a budget is spent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,54 +27,54 @@ class Option:
 
 
 def choose(options: Mapping[str, Sequence[Option]], room: float) -> dict[str, Option]:
-    """Options of all layers with a small sum of what is lost, within a budget.
+    """Options of all layers with the smallest sum of what is lost within a budget (Sinha, Zoltners 1979).
 
-    From all layers as they are, the step with the lowest loss for what it saves is next, along the convex hull of each layer's
-    options (Fox 1966). Where the last step saves more than it must, what is left of the budget goes to the steps back that gain
-    most for what they cost.
+    ```
+    least_k(u) = min over options of layer k of  least_{k-1}(u - macs) + lost
+    ```
+
+    Multiply-accumulates are rounded up to 1 / 20000 of the budget; what that leaves is spent on the steps that gain most for what
+    they cost.
 
     Args:
         options: of each layer, the one as it is included.
         room: multiply-accumulates that all of them may have together.
 
     Returns:
-        An option of each layer; the cheapest ones where even these do not fit.
+        An option of each layer; the cheapest ones where nothing else fits.
     """
-    hulls = {name: _hull(several) for name, several in options.items()}
-    steps = sorted(
-        (
-            ((after.lost - before.lost) / (before.macs - after.macs), name, after)
-            for name, hull in hulls.items()
-            for before, after in itertools.pairwise(hull)
-        ),
-        key=lambda step: step[0],
-    )
-    chosen = {name: hull[0] for name, hull in hulls.items()}
-    whole = sum(one.macs for one in chosen.values())
-    for _, name, option in steps:  # hulls are convex: a layer's steps come in order
-        if whole <= room:
-            break
-        whole += option.macs - chosen[name].macs
-        chosen[name] = option
-    return _refilled(chosen, options, room - whole)
+    unit = max(room / _UNITS, 1.0)
+    units = math.floor(room / unit)
+    fronts = {name: _front(several) for name, several in options.items()}
+    least, taken = np.zeros(units + 1), []
+    for several in fronts.values():
+        now, which = np.full(units + 1, np.inf), np.zeros(units + 1, "int32")
+        for number, option in enumerate(several):
+            spent = math.ceil(option.macs / unit)
+            if spent <= units:
+                sums = least[: units + 1 - spent] + option.lost
+                better = np.flatnonzero(sums < now[spent:]) + spent
+                now[better], which[better] = sums[better - spent], number
+        least = now
+        taken.append(which)
+    if not np.isfinite(least[-1]):
+        chosen = {name: several[-1] for name, several in fronts.items()}
+    else:
+        chosen, left = {}, units
+        for name, which in zip(reversed(fronts), reversed(taken), strict=True):
+            chosen[name] = fronts[name][which[left]]
+            left -= math.ceil(chosen[name].macs / unit)
+    return _refilled(chosen, fronts, room - sum(one.macs for one in chosen.values()))
 
 
-def _hull(options: Sequence[Option]) -> list[Option]:
-    """The lower convex hull, from the most multiply-accumulates to the fewest."""
-    hull: list[Option] = []
-    for option in sorted(options, key=lambda one: (-one.macs, one.lost)):
-        if hull and option.macs == hull[-1].macs:
-            continue
-        while hull and hull[-1].lost >= option.lost and len(hull) > 1:
-            hull.pop()
-        while len(hull) > 1 and _slope(hull[-2], hull[-1]) >= _slope(hull[-2], option):
-            hull.pop()
-        hull.append(option)
-    return hull
-
-
-def _slope(before: Option, after: Option) -> float:
-    return (after.lost - before.lost) / (before.macs - after.macs)
+def _front(options: Sequence[Option]) -> list[Option]:
+    """Those that no other one beats in both, from the most multiply-accumulates to the fewest."""
+    front: list[Option] = []
+    for option in sorted(options, key=lambda one: (-one.macs, -one.lost)):
+        while front and front[-1].lost >= option.lost:
+            front.pop()
+        front.append(option)
+    return front
 
 
 def _refilled(chosen: dict[str, Option], options: Mapping[str, Sequence[Option]], room: float) -> dict[str, Option]:
@@ -80,7 +84,7 @@ def _refilled(chosen: dict[str, Option], options: Mapping[str, Sequence[Option]]
             ((chosen[name].lost - one.lost) / (one.macs - chosen[name].macs), name, one)
             for name, several in options.items()
             for one in several
-            if 0 < one.macs - chosen[name].macs <= room and one.lost < chosen[name].lost
+            if 0 < one.macs - chosen[name].macs <= room
         ]
         if not better:
             break

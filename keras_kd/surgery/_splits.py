@@ -1,10 +1,11 @@
 """Which two thin maps are nearest to a linear one? Closed forms, weighted by what the map reads, for all ranks at once."""
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
 
-_JITTER = 1e-10  # relative to the mean diagonal
+_JITTER = 1e-11  # relative to the mean diagonal
 
 
 class ChannelSplit:
@@ -53,9 +54,6 @@ class SpatialSplit:
         kernel: `(height * width * channels, outputs)`.
         shape: height, width, channels and outputs.
         second: second moments of windows, `(height * width * channels,) * 2`; None for the identity.
-
-    Attributes:
-        lost: for rank 0, 1, ..., what is lost of the sum of squares of the outputs.
     """
 
     def __init__(self, kernel: np.ndarray, shape: Sequence[int], second: np.ndarray | None = None) -> None:
@@ -68,23 +66,38 @@ class SpatialSplit:
         gram = matrix.T @ (matrix if columns is None else columns @ matrix)
         vectors = np.linalg.eigh(gram)[1][:, ::-1][:, : min(matrix.shape)]  # right singular ones of the weighted matrix
         strengths = np.sqrt(np.sum(np.square(matrix @ vectors), axis=0))
+        self._strengths, self._second = strengths, second
         self._first = matrix @ vectors / np.where(strengths > 0, strengths, 1.0)  # (height * channels, all ranks)
         self._start = (strengths * vectors).reshape(width, outputs, -1).transpose(2, 0, 1).reshape(-1, outputs)
-        self._window = np.einsum("hcj,wv->hwcjv", self._first.reshape(height, channels, -1), np.eye(width)).reshape(len(kernel), -1)
-        seen = self._window if second is None else second @ self._window
-        self._gram, self._cross = self._window.T @ seen, seen.T @ kernel
-        whole = float(np.sum(kernel * (kernel if second is None else second @ kernel)))
-        found = np.linalg.solve(np.linalg.cholesky(self._regular(self._gram)), self._cross)  # parts of nested subspaces
-        known = np.sum(np.square(found), axis=1).reshape(-1, width).sum(1)
-        self.lost = np.maximum(whole - np.concatenate([[0.0], np.cumsum(known)]), 0.0)
-        self.lost[self.lost < 1e-12 * whole] = 0.0  # rounding
+
+    @functools.cached_property
+    def _moments(self) -> tuple[np.ndarray, np.ndarray]:
+        """Second moments of what the first half gives along a window, and with what the kernel gives."""
+        height, width, channels, _ = self.shape
+        first = self._first.reshape(height, channels, -1)
+        window = np.einsum("hcj,wv->hwcjv", first, np.eye(width)).reshape(len(self.kernel), -1)
+        seen = self._second @ window
+        return window.T @ seen, seen.T @ self.kernel
+
+    @functools.cached_property
+    def lost(self) -> np.ndarray:
+        """For rank 0, 1, ..., what is lost of the sum of squares of the outputs."""
+        if self._second is None:
+            return _tails(np.square(self._strengths))
+        gram, cross = self._moments
+        parts = np.linalg.solve(np.linalg.cholesky(_regular(gram)), cross)  # of each rank, beside those before it
+        known = np.sum(np.square(parts), axis=1).reshape(-1, self.shape[1]).sum(1)
+        energy = float(np.sum(self.kernel * (self._second @ self.kernel)))
+        return np.maximum(energy - np.concatenate([[0.0], np.cumsum(known)]), 0.0)
 
     def factors(self, rank: int) -> tuple[np.ndarray, np.ndarray]:
         """V, `(height, channels, rank)`, and H, `(width, rank, outputs)`."""
         height, width, channels, outputs = self.shape
         part = slice(0, rank * width)
-        start, gram = self._start[part], self._gram[part, part]
-        second = start + np.linalg.solve(self._regular(gram), self._cross[part] - gram @ start)
+        second = self._start[part]
+        if self._second is not None:
+            gram, cross = self._moments
+            second = second + np.linalg.solve(_regular(gram)[part, part], cross[part] - gram[part, part] @ second)
         first = self._first[:, :rank].reshape(height, channels, rank)
         return first, second.reshape(rank, width, outputs).transpose(1, 0, 2)
 
@@ -93,9 +106,10 @@ class SpatialSplit:
         first, second = self.factors(rank)
         return np.einsum("hcj,wjn->hwcn", first, second, optimize=True).reshape(self.kernel.shape)
 
-    def _regular(self, gram: np.ndarray) -> np.ndarray:
-        scale = float(np.trace(self._gram)) / len(self._gram) or 1.0
-        return gram + _JITTER * scale * np.eye(len(gram))
+
+def _regular(gram: np.ndarray) -> np.ndarray:
+    """Second moments that can be inverted, the same but for rounding."""
+    return gram + (_JITTER * float(np.trace(gram)) / len(gram) or _JITTER) * np.eye(len(gram))
 
 
 def balanced(first: np.ndarray, second: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:

@@ -18,7 +18,7 @@ from keras_kd.surgery._rebuild import Rebuilt, Replacement
 from keras_kd.surgery._sites import METHODS, Site, sites_of
 from keras_kd.surgery._thinning import MAX_WINDOW, Curves, Fit, Fitting, lost_of_weights, split_of
 
-_ROUNDING = 1e-10  # share of the output that counts as nothing
+_ROUNDING = 1e-9  # share of the output that counts as nothing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +137,7 @@ def factorize(
         energy: share of what each layer gives that is kept, in (0, 1]: of the variance of its outputs with data, else of its
             squared weights. Each layer gets the smallest rank that keeps it.
         macs: at most this many multiply-accumulates of the whole model, or this share of them, up to 1. Ranks of all layers are
-            chosen together: the step with the lowest loss, as a share of a layer's output, for what it saves comes first.
+            chosen together, with the smallest sum of what the layers lose, each as a share of its own output.
         data: inputs nested as the model takes them, or an iterable of batches `x` or `(x, y)`, such as a `tf.data.Dataset`; some
             hundreds to thousands of samples. What both networks hold of them at a time takes at most about 1 GB: further samples
             are not read.
@@ -345,7 +345,7 @@ def _by_macs(wanted: Mapping[Site, tuple[str, ...]], macs: float, whole: int | N
         )
     chosen = choose(options, budget - others)
     left |= {path: "the budget holds without it" for path, one in chosen.items() if not one.method}
-    return {sites[path]: (one.method, one.rank) for path, one in chosen.items() if one.method}
+    return {site: (chosen[path].method, chosen[path].rank) for path, site in sites.items() if chosen[path].method}
 
 
 def _replacements(found: Analysis, picks: _Picks) -> dict[int, Replacement]:
