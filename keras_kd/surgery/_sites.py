@@ -14,7 +14,7 @@ from keras_kd.surgery import _nodes, _reading
 from keras_kd.surgery._analysis import Analysis
 from keras_kd.surgery._rebuild import Replacement
 from keras_kd.surgery._rules import letters
-from keras_kd.surgery._splits import balanced
+from keras_kd.surgery._splits import ChannelSplit, SpatialSplit, balanced
 
 _L = keras.layers
 _CONVOLUTIONS = (_L.Conv1D, _L.Conv2D, _L.Conv3D)
@@ -49,6 +49,16 @@ class Site:
         """`(outputs,)`, or None."""
         bias = self.layer.bias
         return None if bias is None else np.asarray(ops.convert_to_numpy(bias), "float64").reshape(-1)
+
+    @functools.cached_property
+    def _splits(self) -> dict[str, ChannelSplit | SpatialSplit]:
+        return {}
+
+    def split(self, method: str) -> ChannelSplit | SpatialSplit:
+        """The decomposition of its weights alone."""
+        if method not in self._splits:
+            self._splits[method] = ChannelSplit(self.kernel) if method == "channel" else SpatialSplit(self.kernel, self.shape)
+        return self._splits[method]
 
     @property
     def shape(self) -> tuple[int, ...]:

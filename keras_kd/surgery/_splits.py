@@ -24,15 +24,16 @@ class ChannelSplit:
     """
 
     def __init__(self, kernel: np.ndarray, second: np.ndarray | None = None) -> None:
-        self.kernel = kernel
-        values, vectors = np.linalg.eigh(kernel.T @ (kernel if second is None else second @ kernel))
-        self._vectors = vectors[:, ::-1]
+        self._left = second is None and kernel.shape[0] < kernel.shape[1]  # the smaller of two matrices has the same spectrum
+        weighted = kernel if second is None else second @ kernel
+        values, vectors = np.linalg.eigh(kernel @ kernel.T if self._left else kernel.T @ weighted)
+        self.kernel, self._vectors = kernel, vectors[:, ::-1]
         self.lost = _tails(np.maximum(values[::-1], 0.0))[: min(kernel.shape) + 1]
 
     def factors(self, rank: int) -> tuple[np.ndarray, np.ndarray]:
         """A, `(columns, rank)`, and B, `(rank, outputs)`."""
         vectors = self._vectors[:, :rank]
-        return self.kernel @ vectors, vectors.T
+        return (vectors, vectors.T @ self.kernel) if self._left else (self.kernel @ vectors, vectors.T)
 
     def product(self, rank: int) -> np.ndarray:
         """What they make together, `(columns, outputs)`."""

@@ -81,14 +81,9 @@ class Fit:
     rows: int
 
 
-def split_of(site: Site, method: str, second: np.ndarray | None = None) -> ChannelSplit | SpatialSplit:
-    """Decomposition of a layer's kernel, weighted by second moments of what it reads."""
-    return ChannelSplit(site.kernel, second) if method == "channel" else SpatialSplit(site.kernel, site.shape, second)
-
-
 def lost_of_weights(site: Site, method: str) -> np.ndarray:
     """Share of the sum of squared weights that ranks 0, 1, ... lose."""
-    return split_of(site, method).lost / (float(np.sum(np.square(site.kernel))) or 1.0)
+    return site.split(method).lost / (float(np.sum(np.square(site.kernel))) or 1.0)
 
 
 def lost_of_data(sums: Sums, method: str) -> np.ndarray:
@@ -100,7 +95,7 @@ def lost_of_data(sums: Sums, method: str) -> np.ndarray:
     if method == "channel":
         return ChannelSplit(np.eye(outputs), about(whole, free)[:outputs, :outputs]).lost[: sums.site.limit(method) + 1] / energy
     columns = len(sums.site.kernel)
-    return split_of(sums.site, method, about(sums.whole(), free)[:columns, :columns]).lost / energy
+    return SpatialSplit(sums.site.kernel, sums.site.shape, about(sums.whole(), free)[:columns, :columns]).lost / energy
 
 
 def fit(sums: Sums, method: str, rank: int) -> Fit:
@@ -122,14 +117,14 @@ def fit(sums: Sums, method: str, rank: int) -> Fit:
     if method == "channel":
         whole = narrow.whole()
         split: Any = ChannelSplit(moved, about(whole, free)[:outputs, :outputs])
-        plain, base = ChannelSplit(site.kernel).factors(rank)[1], np.eye(outputs)
-        old = plain.T @ plain
+        base, plain = np.eye(outputs), np.linalg.qr(site.split(method).factors(rank)[1].T)[0]
+        old = plain @ plain.T
         first, second = split.factors(rank)
         factors = site.kernel @ first, second
     else:
         whole, columns = sums.whole(), len(site.kernel)
         split = SpatialSplit(site.kernel @ moved, site.shape, about(whole, free)[:columns, :columns])
-        old, base = split_of(site, method).product(rank), site.kernel
+        old, base = site.split(method).product(rank), site.kernel
         factors = split.factors(rank)
     change = split.product(rank) - base
     columns = len(base)

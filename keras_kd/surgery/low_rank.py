@@ -16,7 +16,7 @@ from keras_kd.surgery._analysis import Analysis
 from keras_kd.surgery._budgets import Option, choose
 from keras_kd.surgery._rebuild import Rebuilt, Replacement
 from keras_kd.surgery._sites import METHODS, Site, sites_of
-from keras_kd.surgery._thinning import MAX_WINDOW, Curves, Fit, Fitting, lost_of_weights, split_of
+from keras_kd.surgery._thinning import MAX_WINDOW, Curves, Fit, Fitting, lost_of_weights
 
 _ROUNDING = 1e-9  # share of the output that counts as nothing
 
@@ -356,7 +356,7 @@ def _replacements(found: Analysis, picks: _Picks) -> dict[int, Replacement]:
         numbered = ([f"{site.layer.name}_{n}", f"{site.layer.name}_{n + 1}"] for n in itertools.count(1))
         names = next(two for two in numbered if taken.isdisjoint(two))
         taken.update(names)
-        made[id(site.layer)] = site.replacement(method, names, split_of(site, method).factors(rank))
+        made[id(site.layer)] = site.replacement(method, names, site.split(method).factors(rank))
     return made
 
 
