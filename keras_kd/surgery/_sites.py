@@ -144,7 +144,7 @@ class Site:
     def _config(self, name: str, change: dict[str, Any]) -> dict[str, Any]:
         """Configuration of one of the two: the first has neither bias nor activation."""
         config = self.layer.get_config() | {"name": name, "kernel_constraint": None, "kernel_initializer": "glorot_uniform"}
-        config["activation"] = self.layer.activation
+        config["activation"] = self.layer.activation  # a function of one's own need not be registered
         if "filters" in change or "units" in change or change.get("bias_axes", "") is None:
             config |= {"activation": None, "activity_regularizer": None, "bias_regularizer": None, "bias_constraint": None}
             config |= {} if "bias_axes" in change else {"use_bias": False}
@@ -199,7 +199,9 @@ def _inputs_of(layer: Any, nodes: list[Any]) -> int | str:
         return f"there is no factorization for {type(layer).__name__}"
     if getattr(layer, "groups", 1) != 1:
         return f"it has {layer.groups} groups"
-    if len(layer.variables) != 1 + (layer.bias is not None) or getattr(layer, "quantization_mode", None):
+    if isinstance(layer.activation, keras.layers.Layer):
+        return "its activation is a layer, which may have weights"  # Keras builds it when numbers come, not with the graph
+    if len(layer.weights) != 1 + (layer.bias is not None) or getattr(layer, "quantization_mode", None):
         return "it has other variables than a kernel and a bias"
     if isinstance(layer, _L.EinsumDense):
         ranks = {len(_source(node).shape) for node in nodes}

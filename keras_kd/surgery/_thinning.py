@@ -91,7 +91,7 @@ def lost_of_data(sums: Sums, method: str) -> np.ndarray:
     outputs = sums.site.kernel.shape[1]
     free = sums.site.bias is not None
     whole = sums.narrow().whole()
-    energy = float(np.trace(whole.scatter[:outputs, :outputs])) or 1.0
+    energy = _energy(whole, outputs)
     if method == "channel":
         return ChannelSplit(np.eye(outputs), about(whole, free)[:outputs, :outputs]).lost[: sums.site.limit(method) + 1] / energy
     columns = len(sums.site.kernel)
@@ -140,10 +140,12 @@ def fit(sums: Sums, method: str, rank: int) -> Fit:
 
 
 def _energy(whole: Moments, outputs: int) -> float:
-    """Sum of squares of the wanted outputs about their mean, from moments of `[y, r]`."""
-    scatter = whole.scatter
-    inner, cross, rest = scatter[:outputs, :outputs], scatter[:outputs, outputs:], scatter[outputs:, outputs:]
-    return float(np.trace(inner) + 2 * np.trace(cross) + np.trace(rest)) or 1.0
+    """Sum of squares of the wanted outputs about their mean, or about 0 if they are constant; from moments of `[y, r]`."""
+    about_mean, about_zero = (
+        float(np.trace(one[:outputs, :outputs]) + 2 * np.trace(one[:outputs, outputs:]) + np.trace(one[outputs:, outputs:]))
+        for one in (whole.scatter, about(whole, False))
+    )
+    return about_mean if about_mean > 1e-12 * about_zero else about_zero or 1.0
 
 
 class Gathering(Walk):

@@ -298,7 +298,7 @@ def test_only_what_saves_is_changed_and_the_report_says_why_others_stay():
 def test_the_old_model_is_not_changed_and_the_new_one_shares_nothing_with_it(net):
     before = [np.asarray(v).copy() for v in net.variables]
     config = net.get_config()
-    smaller = factorize(net, macs=0.5, data=images(64))
+    smaller = factorize(net, macs=0.5, method="channel", data=images(64))
     for variable in smaller.variables:
         variable.assign(np.zeros(variable.shape))
     for variable, value in zip(net.variables, before, strict=True):
@@ -372,6 +372,35 @@ def test_shared_layers_are_fitted_on_all_their_uses():
     plain, fitted = factorize(model, rank=names), factorize(model, rank=names, data=x)
     errors = [float(np.mean(np.square(one(x) - model(x)))) for one in (plain, fitted)]
     assert errors[1] < 0.8 * errors[0]
+
+
+def test_functions_as_activations_are_kept_and_layers_as_activations_are_left():
+    def own(x):
+        return keras.ops.maximum(x, 0.5 * x)
+
+    vector = keras.Input((24,))
+    first, second = L.Dense(24, activation=own, name="first"), L.Dense(24, activation=L.PReLU(), name="second")
+    model = randomize(keras.Model(vector, second(first(vector))))
+    first.kernel.assign(low_rank_kernel((24, 24), 4, "channel") / 20)
+    x = inputs_for(model, samples=9)
+    smaller, report = factorize(model, rank=4, return_report=True)
+    close(smaller(x), model(x), 1e-4)
+    assert report.left == {"second": "its activation is a layer, which may have weights"}
+
+
+def test_layers_with_other_variables_are_left():
+    model = single(L.Dense(24, name="d"), (24,))
+    model.get_layer("d").enable_lora(2)
+    _, report = factorize(model, rank=4, return_report=True)
+    assert report.left == {"d": "it has other variables than a kernel and a bias"}
+
+
+def test_outputs_that_are_constant_are_no_reason_to_divide_by_nothing():
+    model = single(L.Dense(32, name="d"), (32,))
+    smaller, report = factorize(model, rank=2, data=np.ones((50, 32), "float32"), return_report=True)
+    close(smaller(np.ones((1, 32))), model(np.ones((1, 32))), 1e-5)
+    assert report.layers[0].error_after < 1e-9
+    assert report.layers[0].error_before < 2
 
 
 def test_what_is_frozen_stays_frozen():
