@@ -1,7 +1,19 @@
-"""Which channels can leave a network, and what takes over their work? New, smaller Keras models; nothing is changed in place."""
+"""What can leave a network, what can be thinner, and what takes over the work? New, smaller models; nothing is changed in place."""
 
 from keras_kd.surgery._refit import Refit
 from keras_kd.surgery.channels import SurgeryReport, remove_channels
 from keras_kd.surgery.graph import ChannelGraph, Group, Pin, find_groups
+from keras_kd.surgery.low_rank import Factorization, FactorizationReport, factorize
 
-__all__ = ["ChannelGraph", "Group", "Pin", "Refit", "SurgeryReport", "find_groups", "remove_channels"]
+__all__ = [
+    "ChannelGraph",
+    "Factorization",
+    "FactorizationReport",
+    "Group",
+    "Pin",
+    "Refit",
+    "SurgeryReport",
+    "factorize",
+    "find_groups",
+    "remove_channels",
+]
