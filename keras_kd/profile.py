@@ -255,7 +255,11 @@ def _first_of(data: Any) -> Any:
 @contextlib.contextmanager
 def unchanged(model: keras.Model) -> Iterator[None]:
     """Puts back what an inference may change: states of stateful layers, seeds."""
-    former = [(variable, variable.numpy()) for variable in model.non_trainable_variables]
+    recurrent = [
+        layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.RNN)
+    ]  # states are no weights in Keras
+    states = [state for layer in recurrent for state in keras.tree.flatten(layer.states) if isinstance(state, keras.Variable)]
+    former = [(variable, variable.numpy()) for variable in [*model.non_trainable_variables, *states]]
     try:
         yield
     finally:

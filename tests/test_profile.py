@@ -410,8 +410,8 @@ def test_a_file_of_unknown_lengths_is_timed_on_those_of_the_data(tmp_path, monke
     given = [data["z"], data["a"]]
     report = export.to_litert(model, tmp_path / "m.tflite", check_data=given)
     seen = []
-    timed = profile._timed
-    monkeypatch.setattr(profile, "_timed", lambda once, *args: seen.append(once) or timed(once, *args))
+    times = profile._times
+    monkeypatch.setattr(profile, "_times", lambda once, *args: seen.append(once) or times(once, *args))
     profile.profile(model, report.path, data=data, runs=1)
     interpreter = seen[-1].__self__
     arrays = [interpreter.get_tensor(detail["index"]) for detail in interpreter.get_input_details()]

@@ -37,7 +37,9 @@ def page(comparison: "Comparison") -> str:
 
 def _intro(comparison: "Comparison") -> str:
     versions = ", ".join(f"{name} {version}" for name, version in comparison.versions.items())
-    told = f"{len(comparison.rows)} models on {comparison.samples:,} samples, measured against {comparison.reference}. {versions}."
+    count = len(comparison.rows)
+    against = f", measured against {comparison.reference}" if count > 1 else ""
+    told = f"{count} model{'s' * (count > 1)} on {comparison.samples:,} samples{against}. {versions}."
     found = "".join(f"<li>{html.escape(line)}</li>" for line in comparison.summary())
     notes = "".join(f"<li>{html.escape(f'{row.name}: {note}')}</li>" for row in comparison.rows for note in row.notes)
     lists = (f"<ul>{found}</ul>" if found else "") + (f"<h2>Not measured</h2><ul>{notes}</ul>" if notes else "")

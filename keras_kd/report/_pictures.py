@@ -1,5 +1,6 @@
 """How does a comparison look on paper? Accuracy over bytes, the layers of each model, and curves of training."""
 
+import io
 import pathlib
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +18,6 @@ _CURVES = 2
 
 def draw(comparison: "Comparison", path: pathlib.Path) -> None:
     """Writes a PNG."""
-    import io
-
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
