@@ -4,6 +4,7 @@ from keras_kd.surgery._refit import Refit
 from keras_kd.surgery.channels import SurgeryReport, remove_channels
 from keras_kd.surgery.graph import ChannelGraph, Group, Pin, find_groups
 from keras_kd.surgery.low_rank import Factorization, FactorizationReport, factorize
+from keras_kd.surgery.pruning import PruningReport, prune_channels
 
 __all__ = [
     "ChannelGraph",
@@ -11,9 +12,11 @@ __all__ = [
     "FactorizationReport",
     "Group",
     "Pin",
+    "PruningReport",
     "Refit",
     "SurgeryReport",
     "factorize",
     "find_groups",
+    "prune_channels",
     "remove_channels",
 ]

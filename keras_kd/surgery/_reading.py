@@ -93,18 +93,21 @@ def parts_of(rebuilt: Rebuilt, record: Record, node: Any) -> list[Part] | str:
     return f"there is no refit for {type(layer).__name__}"
 
 
-def reads_less(rebuilt: Rebuilt, record: Record) -> bool:
-    """Whether a kernel of a layer lost some of its inputs, and more than one at a time gives an output."""
-    layer = record.operation
+def read_axes(record: Record) -> list[np.ndarray]:
+    """Atoms of what the kernels of a layer read, where more than one at a time gives an output."""
+    layer, found = record.operation, []
     if isinstance(layer, (_L.DepthwiseConv1D, _L.DepthwiseConv2D)):
-        return False
+        return []
     for variable in getattr(layer, "variables", ()):
         axes = record.weights.get(id(variable))
         if axes is not None and variable.name in _KERNELS:
-            read = axes[-1:] if isinstance(layer, _TRANSPOSED) else axes[:-1]
-            if any(one is not None and not rebuilt.keep[one].all() for one in read):
-                return True
-    return False
+            found += [one for one in (axes[-1:] if isinstance(layer, _TRANSPOSED) else axes[:-1]) if one is not None]
+    return found
+
+
+def reads_less(rebuilt: Rebuilt, record: Record) -> bool:
+    """Whether a kernel of a layer lost some of its inputs, and more than one at a time gives an output."""
+    return any(not rebuilt.keep[one].all() for one in read_axes(record))
 
 
 def _array(variable: Any) -> np.ndarray:

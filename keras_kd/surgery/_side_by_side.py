@@ -23,11 +23,12 @@ _MEMORY = 1 << 30  # bytes for what both networks hold at a time
 def checked_batches(model: Any, data: Any) -> Iterator[list[Any]]:
     """Flat inputs of the model's types; the first batch is looked at right away."""
     stream = _batching.batches(data, size=64, required=False)
-    first = _fitting(model, next(stream)[0])
-    return itertools.chain([first], (_fitting(model, batch[0]) for batch in stream))
+    first = fitting(model, next(stream)[0])
+    return itertools.chain([first], (fitting(model, batch[0]) for batch in stream))
 
 
-def _fitting(model: Any, x: Any) -> list[Any]:
+def fitting(model: Any, x: Any) -> list[Any]:
+    """Flat inputs of a batch, of the model's types."""
     wanted = _nodes.graph_of(model).inputs
     given = keras.tree.flatten(x)
     if isinstance(x, dict) and set(x) == {tensor.name for tensor in wanted}:
