@@ -1,7 +1,19 @@
-"""Which channels can leave a network, and what takes over their work? New, smaller Keras models; nothing is changed in place."""
+"""Which channels and layers can leave a network, and what takes over their work? New Keras models; nothing is changed in place."""
 
 from keras_kd.surgery._refit import Refit
 from keras_kd.surgery.channels import SurgeryReport, remove_channels
 from keras_kd.surgery.graph import ChannelGraph, Group, Pin, find_groups
+from keras_kd.surgery.merging import MergeReport, fold_batch_norm, merge_linear
 
-__all__ = ["ChannelGraph", "Group", "Pin", "Refit", "SurgeryReport", "find_groups", "remove_channels"]
+__all__ = [
+    "ChannelGraph",
+    "Group",
+    "MergeReport",
+    "Pin",
+    "Refit",
+    "SurgeryReport",
+    "find_groups",
+    "fold_batch_norm",
+    "merge_linear",
+    "remove_channels",
+]

@@ -50,7 +50,8 @@ class Rebuilt:
         self.replacements = replacements or {}
         self.model = self._model(found.model)
         for record in found.records.values():
-            if id(record.operation) in self.clones and not _nodes.is_open(record.operation):
+            clone = self.clones.get(id(record.operation))
+            if getattr(clone, "built", False) and not _nodes.is_open(record.operation):  # what is left out may never be built
                 self._copy_weights(record)
         for replacement in self.replacements.values():
             for layer, weights in zip(replacement.layers, replacement.weights, strict=True):
