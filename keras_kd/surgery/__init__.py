@@ -2,18 +2,23 @@
 
 from keras_kd.surgery._refit import Refit
 from keras_kd.surgery.channels import SurgeryReport, remove_channels
+from keras_kd.surgery.depth import LinearizeReport, RemovalReport, linearize, remove_layers
 from keras_kd.surgery.graph import ChannelGraph, Group, Pin, find_groups
 from keras_kd.surgery.merging import MergeReport, fold_batch_norm, merge_linear
 
 __all__ = [
     "ChannelGraph",
     "Group",
+    "LinearizeReport",
     "MergeReport",
     "Pin",
     "Refit",
+    "RemovalReport",
     "SurgeryReport",
     "find_groups",
     "fold_batch_norm",
+    "linearize",
     "merge_linear",
     "remove_channels",
+    "remove_layers",
 ]

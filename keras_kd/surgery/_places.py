@@ -143,6 +143,7 @@ class Block:
     Attributes:
         start: the tensor that it reads.
         last: the call that gives the other one.
+        nodes: its calls in order.
         members: paths of its layers that go if something else stands for it.
         staying: paths of those that are read from outside, or used elsewhere.
         graph: where it stands.
@@ -150,6 +151,7 @@ class Block:
 
     start: Any
     last: Any
+    nodes: tuple[Any, ...]
     members: tuple[str, ...]
     staying: tuple[str, ...]
     graph: Graph
@@ -205,4 +207,4 @@ def as_block(found: Analysis, graph: Graph, start: Any, last: Any, members: list
             )
         )
 
-    return Block(start, last, paths(False), paths(True), graph)
+    return Block(start, last, tuple(members), paths(False), paths(True), graph)

@@ -124,7 +124,7 @@ def remove_channels(model: Any, channels: Removals, *, data: Any = None, return_
     model = _analysis.checked(model)
     found = _analysis.analyse(model)
     gone = chosen(found, channels)
-    stream = None if data is None else _checked_batches(model, data)
+    stream = None if data is None else checked_batches(model, data)
     rebuilt = Rebuilt(found, gone)
     refits, skipped = ([], {}) if stream is None else refit(rebuilt, stream)
     if not return_report:
@@ -132,8 +132,12 @@ def remove_channels(model: Any, channels: Removals, *, data: Any = None, return_
     return rebuilt.model, _report(rebuilt, refits, skipped)
 
 
-def _checked_batches(model: Any, data: Any) -> Iterator[list[Any]]:
-    """Flat inputs of the model's types; the first batch is looked at right away."""
+def checked_batches(model: Any, data: Any) -> Iterator[list[Any]]:
+    """Flat inputs of the model's types; the first batch is looked at right away.
+
+    Raises:
+        ValueError: for data of other shapes, and for none.
+    """
     stream = _batching.batches(data, size=64, required=False)
     first = _fitting(model, next(stream)[0])
     return itertools.chain([first], (_fitting(model, batch[0]) for batch in stream))
