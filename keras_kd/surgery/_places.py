@@ -167,8 +167,8 @@ def block_of(found: Analysis, first: Place, last: Place, argument: str) -> Block
     for place in (first, last):
         if len(place.nodes) > 1 or (place is last and place.calls > 1):
             raise ValueError(
-                f'A block must begin and end with layers that are used once. Received: {told}; "{place.path}" is used {place.calls} '
-                "times."
+                f'A block must begin and end with layers that are used once. Received: {told}; "{place.path}" is used '
+                f"{place.calls} times."
             )
     if first.graph is not last.graph:
         raise ValueError(f"A block must begin and end in the same model, not inside of different nested ones. Received: {told}.")
@@ -181,8 +181,9 @@ def block_of(found: Analysis, first: Place, last: Place, argument: str) -> Block
     members = first.graph.between(read[0], given[0])
     if members is None or first.node not in members:
         raise ValueError(
-            f'All that a block gives must come from what its first layer reads. Received: {told}; "{last.path}" also reads something '
-            "else, or does not follow from it. Begin the block where its inputs come from the same tensor."
+            f"All that a block gives must come from what its first layer reads. Received: {told}; "
+            f'"{last.path}" also reads something else, or does not follow from it. Begin the block where all that it reads is one '
+            "tensor."
         )
     return as_block(found, first.graph, read[0], last.node, members)
 

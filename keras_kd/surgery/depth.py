@@ -208,8 +208,9 @@ def _ends(given: Any, argument: str) -> tuple[Any, Any]:
     )
 
 
-def _between(found: _analysis.Analysis, places: Mapping[str, Place], first: Any, last: Any, argument: str) -> Block:
-    return _places.block_of(found, *(_places.resolved(dict(places), name, argument) for name in (first, last)), argument)
+def _between(found: _analysis.Analysis, places: dict[str, Place], first: Any, last: Any, argument: str) -> Block:
+    begin, end = (_places.resolved(places, name, argument) for name in (first, last))
+    return _places.block_of(found, begin, end, argument)
 
 
 def remove_layers(model: Any, names: Any, *, data: Any = None, return_report: bool = False) -> Any:
@@ -304,8 +305,7 @@ def _removals_of(found: _analysis.Analysis, names: Any) -> dict[str, Removal]:
 def _check_left(model: Any, replacements: Mapping[int, Replacement]) -> None:
     """Every model must keep at least one layer."""
     for graph in _places.graphs_of(model):
-        left = [node for node in _needed(graph, replacements)]
-        if not left:
+        if not _needed(graph, replacements):
             names = ", ".join(node.operation.name for node in graph.nodes)
             raise ValueError(f'"{graph.model.name}" must keep at least one layer. Received: names that leave none of {names}.')
 

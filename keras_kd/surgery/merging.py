@@ -151,7 +151,8 @@ class _Rules:
 def _merge(model: Any, rules: _Rules, return_report: bool) -> Any:
     """Merges pairs until there are none."""
     old = _analysis.checked(model)
-    new, merged, kept = old, {}, {}
+    new = old
+    merged: dict[str, tuple[str, ...]] = {}
     while True:
         found = _analysis.analyse(new)
         replacements, pairs, kept = _pairs_of(found, rules)
@@ -164,16 +165,16 @@ def _merge(model: Any, rules: _Rules, return_report: bool) -> Any:
             break
     if not return_report:
         return new
-    costs = [cost_of(one) for one in (old, new)]
-    return new, MergeReport(merged, kept, *costs, old.count_params(), new.count_params())
+    return new, MergeReport(merged, kept, cost_of(old), cost_of(new), old.count_params(), new.count_params())
 
 
 def _pairs_of(
     found: _analysis.Analysis, rules: _Rules
 ) -> tuple[dict[int, Replacement], dict[str, tuple[str, ...]], dict[str, str]]:
-    """Replacements for the last layers of pairs, the paths of what they stand for, and why others stay; no layer is in two pairs."""
+    """Replacements for the last layers of pairs, what they stand for, and why others stay; no layer is in two pairs."""
     replacements: dict[int, Replacement] = {}
-    merged, kept = {}, {}
+    merged: dict[str, tuple[str, ...]] = {}
+    kept: dict[str, str] = {}
     taken: set[int] = set()
     for graph in _places.graphs_of(found.model):
         for node in graph.nodes:
@@ -199,15 +200,11 @@ def _pair(found: _analysis.Analysis, graph: Graph, node: Any, rules: _Rules) -> 
     kind = _pairs.kind_of(node.operation)
     if kind not in ("norm", "kernel") or (kind == "kernel" and not rules.all_linear):
         return None
-    tensor = _places.inputs_of(node)[0]
-    first, shared = graph.giver.get(id(tensor)), graph.only_reader(tensor) is None
-    while first is not None and _pairs.kind_of(first.operation) == "identity":
-        tensor = _places.inputs_of(first)[0]
-        first, shared = graph.giver.get(id(tensor)), shared or graph.only_reader(tensor) is None
+    first, tensor, shared = _before(graph, node)
     before = "" if first is None else _pairs.kind_of(first.operation)
     if before not in ("norm", "kernel") or (before == "norm" and not (rules.all_linear and kind == "kernel")):
         return "it reads what no layer with a kernel gives" if kind == "norm" else None
-    if before == "kernel" == kind and not _pairs.can_be_one(first.operation, node.operation):
+    if before == kind == "kernel" and not _pairs.can_be_one(first.operation, node.operation):
         return None
     if shared:
         return f'"{first.operation.name}" is read by others, too'
@@ -224,3 +221,15 @@ def _pair(found: _analysis.Analysis, graph: Graph, node: Any, rules: _Rules) -> 
     else:
         made = _pairs.as_one(first.operation, node.operation, tensor, node.outputs[0], rules.if_larger)
     return made if isinstance(made, str) else (first, made)
+
+
+def _before(graph: Graph, node: Any) -> tuple[Any, Any, bool]:
+    """The call that a call reads, through identities, what it gives, and whether others read that or what is between."""
+    tensor = _places.inputs_of(node)[0]
+    shared = graph.only_reader(tensor) is None
+    first = graph.giver.get(id(tensor))
+    while first is not None and _pairs.kind_of(first.operation) == "identity":
+        tensor = _places.inputs_of(first)[0]
+        shared |= graph.only_reader(tensor) is None
+        first = graph.giver.get(id(tensor))
+    return first, tensor, shared
