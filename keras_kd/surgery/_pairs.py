@@ -64,16 +64,11 @@ def _einsum_with_norm(layer: Any, norm: Any, rank: int) -> Replacement | str:
     axes = layer.bias_axes or channel
     if channel not in axes:
         return f'"{layer.name}" has no bias along the axis that it normalises'
-    kernel = _values(layer.kernel)
-    shape = [-1 if letter == channel else 1 for letter in weights]
-    bias = np.zeros(norm.moving_mean.shape) if layer.bias is None else _values(layer.bias)
-    order = [letter for letter in given if letter in axes]
-    along = [-1 if letter == channel else 1 for letter in order]
-    if bias.ndim > len(along):
-        along += [1] * (bias.ndim - len(along))  # Keras puts an axis of 1 for each letter that follows
+    first = min(given.index(letter) for letter in axes)  # Keras' bias has an axis for each letter from here, of 1 where it has none
+    beside, within = ([-1 if letter == channel else 1 for letter in some] for some in (given[first:], weights))
     scale, shift = scale_and_bias(norm, 0.0, _values)
-    new = bias * scale.reshape(along) + shift.reshape(along)
-    return Replacement([_like(layer, bias_axes=axes)], [[kernel * scale.reshape(shape), new]])
+    bias = (0.0 if layer.bias is None else _values(layer.bias)) * scale.reshape(beside) + shift.reshape(beside)
+    return Replacement([_like(layer, bias_axes=axes)], [[_values(layer.kernel) * scale.reshape(within), bias]])
 
 
 def with_norm_before(norm: Any, layer: Any, rank: int) -> Replacement | str:
