@@ -187,7 +187,8 @@ def _map_of(found: Analysis, block: Block, max_columns: int) -> Map:
     read, given = block.start, block.last.outputs[0]
     name = f'The block up to "{found.records[id(block.last.operation)].path}"'
     if not all(keras.backend.is_float_dtype(t.dtype) and len(t.shape) > 1 and t.shape[-1] is not None for t in (read, given)):
-        raise ValueError(f"{name} must read and give numbers with a known number of channels. Received: {read}, {given}.")
+        told = ", ".join(f"{tensor.dtype} of shape {tuple(tensor.shape)}" for tensor in (read, given))
+        raise ValueError(f"{name} must read and give floats with a known number of channels. Received: {told}.")
     width, units = int(read.shape[-1]), int(given.shape[-1])
     reading, reason = _reading_of(found, block, max_columns)
     same = tuple(read.shape[1:-1]) == tuple(given.shape[1:-1])

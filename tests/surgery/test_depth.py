@@ -424,6 +424,9 @@ def test_maps_that_are_not_known_are_told():
     model = model_of(lambda x: L.UpSampling2D(name="up")(x))
     with pytest.raises(ValueError, match='The block up to "up" has no linear map that is known: it is not known what each'):
         linearize(model, "up", data_for(model, 8))
+    words = model_of(lambda x: L.Embedding(9, 3, name="words")(x), (4,), dtype="int32")
+    with pytest.raises(ValueError, match=r"must read and give floats .* Received: int32 of shape \(None, 4\), float32 of shape"):
+        linearize(words, "words", data_for(words, 8))
 
 
 def test_wrong_names_are_told():
