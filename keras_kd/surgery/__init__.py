@@ -1,13 +1,16 @@
-"""Which channels and layers can leave a network, and what takes over their work? New Keras models; nothing is changed in place."""
+"""What can leave a network, what can be thinner, and what takes over the work? New, smaller models; nothing is changed in place."""
 
 from keras_kd.surgery._refit import Refit
 from keras_kd.surgery.channels import SurgeryReport, remove_channels
 from keras_kd.surgery.depth import LinearizeReport, RemovalReport, linearize, remove_layers
 from keras_kd.surgery.graph import ChannelGraph, Group, Pin, find_groups
+from keras_kd.surgery.low_rank import Factorization, FactorizationReport, factorize
 from keras_kd.surgery.merging import MergeReport, fold_batch_norm, merge_linear
 
 __all__ = [
     "ChannelGraph",
+    "Factorization",
+    "FactorizationReport",
     "Group",
     "LinearizeReport",
     "MergeReport",
@@ -15,6 +18,7 @@ __all__ = [
     "Refit",
     "RemovalReport",
     "SurgeryReport",
+    "factorize",
     "find_groups",
     "fold_batch_norm",
     "linearize",

@@ -8,7 +8,8 @@ from keras_kd.surgery import _nodes, _places, _reading
 from keras_kd.surgery._analysis import Analysis
 from keras_kd.surgery._places import Block, Graph, Place, inputs_of
 from keras_kd.surgery._rebuild import Rebuilt, Replacement
-from keras_kd.surgery._refit import Refit, _call, _norm_after, _Walk
+from keras_kd.surgery._refit import Refit, _norm_after, _Walk
+from keras_kd.surgery._visits import Record
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,8 +137,6 @@ class _Neighbours(_Walk):
         self.readers: set[int] = set()
         self.changed: set[int] = set()
         self.used = {id(layer) for layer in rebuilt.model._flatten_layers()}
-        self.starts = {id(one.reads): None for one in rebuilt.replacements.values() if one.reads is not None}
-        self.held: dict[int, list[Any]] = {}
 
     def spread(self, model: Any, calls: int) -> None:
         """Finds these layers: what changes goes on through layers without kernels."""
@@ -153,7 +152,7 @@ class _Neighbours(_Walk):
             elif any(id(tensor) in self.changed for tensor in inputs_of(node)):
                 self._reached(node, record, calls)
 
-    def _reached(self, node: Any, record: Any, calls: int) -> None:
+    def _reached(self, node: Any, record: Record, calls: int) -> None:
         operation = node.operation
         fits = _reading.can_be_fitted(operation)
         if fits and id(self.rebuilt.clones[id(operation)]) not in self.used:
@@ -171,21 +170,9 @@ class _Neighbours(_Walk):
     def _has_shared(self, model: Any, calls: int) -> bool:
         return False
 
-    def _node(
-        self, node: Any, values: list[dict[int, Any]], calls: int, nodes: list[Any], outputs: set[int]
-    ) -> tuple[list[Any], list[Any]]:
-        operation = node.operation
-        for tensor in inputs_of(node):
-            if id(tensor) in self.starts:
-                self.held[id(tensor)] = values[1][id(tensor)]
-        replacement = self.rebuilt.replacements.get(id(operation))
-        if replacement is not None:
-            read = node.arguments.keras_tensors[replacement.hands_on] if replacement.reads is None else replacement.reads
-            new = values[1][id(read)] if id(read) in values[1] else self.held[id(read)]
-            return _call(operation, node, values[0]), [new]
-        if id(operation) in self.readers:
-            gone = self.rebuilt.replacements
-            readers = [one for one in nodes if any(t is node.outputs[0] for t in one.arguments.keras_tensors)]
-            norm = None if any(id(one.operation) in gone for one in readers) else _norm_after(self, node, nodes, outputs)
-            self._fit(node, self.records[id(operation)], values, calls, norm)
-        return super()._node(node, values, calls, nodes, outputs)
+    def visit(
+        self, node: Any, record: Record, values: list[dict[int, Any]], calls: int, nodes: list[Any], outputs: set[int]
+    ) -> None:
+        """Fits these layers."""
+        if id(node.operation) in self.readers:
+            self._fit(node, record, values, calls, _norm_after(self, node, nodes, outputs))

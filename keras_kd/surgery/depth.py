@@ -11,7 +11,7 @@ from keras_kd.surgery._places import Block, Place
 from keras_kd.surgery._rebuild import Rebuilt, Replacement
 from keras_kd.surgery._refit import Refit
 from keras_kd.surgery._removals import Removal
-from keras_kd.surgery.channels import checked_batches
+from keras_kd.surgery._side_by_side import checked_batches
 from keras_kd.surgery.merging import cost_of
 
 
