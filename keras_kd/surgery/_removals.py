@@ -47,7 +47,7 @@ def of_layer(found: Analysis, place: Place) -> Removal:
     Raises:
         ValueError: if neither is possible.
     """
-    branches = _branches(place.graph)
+    branches = _branches(found, place.graph)
     if len(place.nodes) == 1:
         for merge, skip in branches:
             if merge is place.node:
@@ -88,18 +88,18 @@ def _merges(node: Any) -> str:
     return kind.__name__ if known and len(inputs_of(node)) > 1 and _alike(node) is None else ""
 
 
-def _branches(graph: Graph) -> list[tuple[Any, Any]]:
+def _branches(found: Analysis, graph: Graph) -> list[tuple[Any, Any]]:
     """Calls that add branches to the tensor where these begin, and that tensor."""
-    found = []
+    pairs = []
     for node in graph.nodes:
-        kind = _merges(node)
+        kind = _merges(node) if len(found.records[id(node.operation)].outputs) == 1 else ""
         tensors = inputs_of(node)
         for skip in tensors[: 1 if kind == "Subtract" else None] if kind else ():
             others = [tensor for tensor in tensors if tensor is not skip]
             same = tuple(skip.shape) == tuple(node.outputs[0].shape)
             if same and all(graph.between(skip, tensor) is not None for tensor in others):
-                found.append((node, skip))
-    return found
+                pairs.append((node, skip))
+    return pairs
 
 
 def _alike(node: Any) -> int | None:

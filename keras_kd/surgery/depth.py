@@ -1,7 +1,7 @@
 """How does a network lose layers? Blocks become their best linear map; layers and residual branches go, and their readers adapt."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from keras_kd.analysis.plans import Step
@@ -12,7 +12,7 @@ from keras_kd.surgery._rebuild import Rebuilt, Replacement
 from keras_kd.surgery._refit import Refit
 from keras_kd.surgery._removals import Removal
 from keras_kd.surgery._side_by_side import checked_batches
-from keras_kd.surgery.merging import cost_of
+from keras_kd.surgery.merging import cost_of, told_costs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +28,7 @@ class LinearizeReport:
         l2: penalty that was chosen, relative to the mean variance of the features.
         r2: share of the variance of the block's output that the map gives, on samples that the fit did not see.
         error: root mean square of what it is off by on these.
-        macs: multiply-accumulates of a sample before; inputs of unknown length count with a length of 8.
+        macs: multiply-accumulates of a sample before; None where the lengths of the inputs are not known.
         macs_after: and after.
         parameters: number of weights before.
         parameters_after: and after.
@@ -42,8 +42,8 @@ class LinearizeReport:
     l2: float
     r2: float
     error: float
-    macs: int
-    macs_after: int
+    macs: int | None
+    macs_after: int | None
     parameters: int
     parameters_after: int
 
@@ -55,10 +55,8 @@ class LinearizeReport:
             ("R2 on unseen samples", f"{self.r2:.4f}"),
             ("error on unseen samples", f"{self.error:.2g}"),
             ("fitted on", f"{self.rows:,} rows of {self.columns:,} features, l2 {self.l2:.0e}"),
-            ("MACs", f"{self.macs:,} -> {self.macs_after:,}"),
-            ("weights", f"{self.parameters:,} -> {self.parameters_after:,}"),
         ]
-        return _shown([(("linearize", "left"), ("", "left"))], [rows])
+        return _shown((("linearize", "left"), ("", "left")), rows) + "\n" + told_costs(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +66,7 @@ class RemovalReport:
     Attributes:
         removed: for each name that was given, the paths of the layers that went.
         staying: paths of layers of removed blocks that are read from outside, or used elsewhere, and are still there.
-        macs: multiply-accumulates of a sample before; inputs of unknown length count with a length of 8.
+        macs: multiply-accumulates of a sample before; None where the lengths of the inputs are not known.
         macs_after: and after.
         parameters: number of weights before.
         parameters_after: and after.
@@ -78,8 +76,8 @@ class RemovalReport:
 
     removed: dict[str, tuple[str, ...]]
     staying: tuple[str, ...]
-    macs: int
-    macs_after: int
+    macs: int | None
+    macs_after: int | None
     parameters: int
     parameters_after: int
     refits: tuple[Refit, ...] = ()
@@ -88,30 +86,28 @@ class RemovalReport:
     def __str__(self) -> str:
         gone = [(name, ", ".join(layers)) for name, layers in self.removed.items()]
         fitted = [(one.layer, f"{one.error_before:.2g}", f"{one.error_after:.2g}", f"{one.rows:,}") for one in self.refits]
-        text = _shown([(("removed", "left"), ("layers that went", "left"))], [gone])
+        text = _shown((("removed", "left"), ("layers that went", "left")), gone)
         if fitted:
             headings = (("refitted", "left"), ("error before", "right"), ("error after", "right"), ("rows", "right"))
-            text += "\n" + _shown([headings], [fitted])
+            text += "\n" + _shown(headings, fitted)
         lines = [f"not refitted: {layer}: {reason}" for layer, reason in self.not_refitted.items()]
         lines += [f"still there: {', '.join(self.staying)}"] if self.staying else []
-        lines.append(f"MACs {self.macs:,} -> {self.macs_after:,}, weights {self.parameters:,} -> {self.parameters_after:,}")
-        return "\n".join([text, *lines])
+        return "\n".join([text, *lines, told_costs(self)])
 
 
-def _shown(headings: Any, tables: Any) -> str:
-    """Tables as text."""
+def _shown(headings: Sequence[tuple[str, Any]], rows: Sequence[Sequence[str]]) -> str:
+    """A table as text, with the sides that its columns stand on."""
     from rich import table
     from rich.console import Console
 
     console = Console(width=140)
     with console.capture() as captured:
-        for columns, rows in zip(headings, tables, strict=True):
-            made = table.Table(box=None, pad_edge=False)
-            for heading, side in columns:
-                made.add_column(heading, justify=side, overflow="fold")
-            for row in rows:
-                made.add_row(*row)
-            console.print(made, markup=False)
+        made = table.Table(box=None, pad_edge=False)
+        for heading, side in headings:
+            made.add_column(heading, justify=side, overflow="fold")
+        for row in rows:
+            made.add_row(*row)
+        console.print(made, markup=False)
     return "\n".join(line.rstrip() for line in captured.get().splitlines())
 
 

@@ -18,7 +18,7 @@ class MergeReport:
     Attributes:
         merged: for each new layer that stands for several, the paths of these, in order.
         kept: batch normalisations, and pairs of linear layers, that stay as they are, and why: by the path of the last of them.
-        macs: multiply-accumulates of a sample before; inputs of unknown length count with a length of 8.
+        macs: multiply-accumulates of a sample before; None where the lengths of the inputs are not known.
         macs_after: and after.
         parameters: number of weights before.
         parameters_after: and after.
@@ -26,8 +26,8 @@ class MergeReport:
 
     merged: dict[str, tuple[str, ...]]
     kept: dict[str, str]
-    macs: int
-    macs_after: int
+    macs: int | None
+    macs_after: int | None
     parameters: int
     parameters_after: int
 
@@ -45,15 +45,22 @@ class MergeReport:
             console.print(made)
             for layer, reason in self.kept.items():
                 console.print(f"kept: {layer}: {reason}", highlight=False, markup=False)
-            told = f"MACs {self.macs:,} -> {self.macs_after:,}, weights {self.parameters:,} -> {self.parameters_after:,}"
-            console.print(told, highlight=False)
+            console.print(told_costs(self), highlight=False)
         return "\n".join(line.rstrip() for line in captured.get().splitlines())
 
 
-def cost_of(model: Any) -> int:
-    """Multiply-accumulates of one sample."""
+def cost_of(model: Any) -> int | None:
+    """Multiply-accumulates of one sample; None where the lengths of the inputs are not known."""
+    if any(None in tensor.shape[1:] for tensor in model.inputs):
+        return None
     sample = keras.tree.map_structure(lambda array: array[:1], _samples.random_inputs(model))
     return sum(cost.macs or 0 for cost in _macs.measure(model, sample)[0])
+
+
+def told_costs(report: Any) -> str:
+    """What a report says of costs before and after."""
+    macs = ["unknown" if number is None else f"{number:,}" for number in (report.macs, report.macs_after)]
+    return f"MACs {' -> '.join(macs)}, weights {report.parameters:,} -> {report.parameters_after:,}"
 
 
 def fold_batch_norm(model: Any, *, return_report: bool = False) -> Any:
@@ -72,7 +79,7 @@ def fold_batch_norm(model: Any, *, return_report: bool = False) -> Any:
         return_report: whether to give a `MergeReport`, too.
 
     Returns:
-        The new model, not compiled. With `return_report=True` a tuple of it and the report.
+        The new model, not compiled: what was folded into keeps its name. With `return_report=True` a tuple of it and the report.
 
     Raises:
         TypeError: if `model` is no Keras model.

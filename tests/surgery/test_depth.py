@@ -124,7 +124,9 @@ def test_sequences_get_a_dense_layer_or_a_convolution_over_steps():
 def test_inputs_of_unknown_size_are_convolved_as_the_block_does():
     model = model_of(lambda x: L.Conv2D(3, 1)(L.Conv2D(4, 5, strides=2, padding="same")(x)), (None, None, 2))
     first, last = names(model)
-    linear = linearize(model, (first, last), data_for(model))
+    linear, report = linearize(model, (first, last), data_for(model), return_report=True)
+    assert (report.macs, report.macs_after) == (None, None)
+    assert "MACs unknown -> unknown, weights" in str(report)
     layer = linear.layers[1]
     assert (layer.kernel_size, layer.strides, layer.padding) == ((5, 5), (2, 2), "same")
     x = np.random.default_rng(0).normal(size=(2, 13, 11, 2)).astype("float32")
@@ -338,6 +340,17 @@ def test_layers_that_are_used_several_times_go_everywhere():
     assert len(report.refits) == 2
     with pytest.raises(ValueError, match='"shared" is used 2 times'):
         linearize(model, "shared", x)
+
+
+def test_a_merging_layer_that_is_used_several_times_stays():
+    add = L.Add(name="add")
+
+    def layers(x):
+        x = add([x, L.Dense(4, name="one")(x)])
+        return L.Dense(2, name="head")(add([L.Dense(4, name="two")(x), x]))
+
+    with pytest.raises(ValueError, match="must read and give the same shape, or belong to a residual branch"):
+        remove_layers(model_of(layers, (4,)), ["add"])
 
 
 def test_readers_that_are_used_several_times_keep_their_weights_and_say_so():
