@@ -147,8 +147,10 @@ def lively_mobile_net():
 @pytest.fixture
 def _float64():
     keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")  # another test may have set one
     yield
     keras.config.set_floatx("float32")
+    keras.config.set_dtype_policy("float32")
 
 
 @pytest.mark.slow
