@@ -1,7 +1,7 @@
 """Which channels of its original does a model still have? Known of models made by surgery, as long as they are in memory.
 
-A saved Keras model has no place for it: its file holds the constructors' arguments and the weights of its layers, and what else hangs
-on a model is lost. The losses of a saved Distiller hold their share, as indices.
+A saved Keras model has no place for it: its file holds the constructors' arguments and the weights of its layers, and what else
+hangs on a model is lost. The losses of a saved Distiller hold their share, as indices.
 """
 
 import weakref

@@ -288,9 +288,7 @@ def _kept_of(feature: Any, channels: list[int] | None) -> Any:
 
 def _path_of(model: Any, name: str) -> tuple[str, str]:
     """Path of a layer that a name means, and which of its calls."""
-    layer = _taps.find_layer(model, name)
-    path = next(path for path, one in _taps.find_layers(model).items() if one is layer)
-    return path, name.split(":")[1] if ":" in name else "0"
+    return _taps.find_path(model, name), name.split(":")[1] if ":" in name else "0"
 
 
 def build_losses(terms: list[Term], teacher: Any, student: keras.Model) -> None:
