@@ -253,9 +253,10 @@ def _choose(
 
 def _plan(mine: Unit, theirs: Unit | None, choice: Choice | None, own: set[int]) -> tuple[Transferred, list[np.ndarray]]:
     """What to do with a layer of the target, and the values to write."""
+    name, origin = _shown(mine), None if theirs is None else _shown(theirs)
 
     def left(reason: str) -> tuple[Transferred, list[np.ndarray]]:
-        return Transferred(mine.path, None if theirs is None else theirs.path, "left", reason), []
+        return Transferred(name, origin, "left", reason), []
 
     if any(id(variable) in own for variable in mine.weights):
         return left("its weights are the source's own")
@@ -264,7 +265,7 @@ def _plan(mine: Unit, theirs: Unit | None, choice: Choice | None, own: set[int])
     if [len(shape) for shape in mine.shapes] != [len(shape) for shape in theirs.shapes]:
         return left(f"its weights have the shapes {mine.shapes}, the source's {theirs.shapes}")
     if mine.shapes == theirs.shapes:
-        return Transferred(mine.path, theirs.path, "copied"), [np.asarray(variable) for variable in theirs.weights]
+        return Transferred(name, origin, "copied"), [np.asarray(variable) for variable in theirs.weights]
     values = [np.asarray(variable) if choice is None else choice.slice(theirs, variable) for variable in theirs.weights]
     compared = list(zip(mine.weights, mine.shapes, theirs.shapes, [value.shape for value in values], strict=True))
     for variable, shape, whole, sliced in compared:
@@ -274,7 +275,11 @@ def _plan(mine: Unit, theirs: Unit | None, choice: Choice | None, own: set[int])
             reason = choice.pin_of(theirs) if choice is not None and not wider else ""
             return left(f"{variable.name} {shape}, the source's {whole}{taken}" + f": {reason}" * bool(reason))
     cut = ", ".join(f"{one.name} {shape} of {whole}" for one, shape, whole, _ in compared if shape != whole)
-    return Transferred(mine.path, theirs.path, "sliced", cut), values
+    return Transferred(name, origin, "sliced", cut), values
+
+
+def _shown(unit: Unit) -> str:
+    return unit.path or str(unit.layer.name)
 
 
 def _check_plans(
