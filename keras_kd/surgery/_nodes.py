@@ -27,6 +27,15 @@ def nodes_of(model: Any) -> Iterator[Any]:
                 yield node
 
 
+def calls_of(model: Any) -> Iterator[Any]:
+    """The same with the calls inside nested models, as often as these are called."""
+    for node in nodes_of(model):
+        if is_open(node.operation) and inner_inputs(node) is not None:
+            yield from calls_of(node.operation)
+        else:
+            yield node
+
+
 def inner_inputs(node: Any) -> list[Any] | None:
     """What a nested model is called on, in the order of its own inputs; None where that is not plain to see."""
     args, kwargs = node.arguments.args, node.arguments.kwargs

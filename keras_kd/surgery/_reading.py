@@ -217,13 +217,9 @@ def _attention(rebuilt: Rebuilt, record: Record, node: Any) -> list[Part]:
 def _einsum(rebuilt: Rebuilt, record: Record, node: Any) -> list[Part] | str:
     """Equations that sum over the last axes of the input, and put the new ones in their place: `"abc,cde->abde"`."""
     layer = record.operation
-    read, weights, given = letters(layer.equation, len(_source(node).shape))
-    beside = next((n for n in range(len(read)) if read[n] != given[n : n + 1]), len(read))
-    summed = len(read) - beside
-    if not summed or read[beside:] != weights[:summed] or given[beside:] != weights[summed:]:
-        return "its equation is none that can be fitted"
-    if layer.bias is not None and tuple(layer.bias.shape) != tuple(layer.kernel.shape[summed:]):
-        return "its bias is not one of channels alone"
+    summed = summed_axes(layer, len(_source(node).shape))
+    if isinstance(summed, str):
+        return summed
 
     def rows(x: Any, is_old: bool, chosen: np.ndarray) -> np.ndarray:
         return _array(x).reshape(-1, math.prod(x.shape[-summed:]))[chosen]
@@ -233,6 +229,18 @@ def _einsum(rebuilt: Rebuilt, record: Record, node: Any) -> list[Part] | str:
 
     owners = _owners(rebuilt, record)
     return [_simple(rebuilt, record, _source(node), owners, rows=rows, positions=positions, inputs=summed)]
+
+
+def summed_axes(layer: Any, rank: int) -> int | str:
+    """How many of its input's last axes an EinsumDense sums over, to put its new ones in their place; or why it does not."""
+    read, weights, given = letters(layer.equation, rank)
+    beside = next((n for n in range(len(read)) if read[n] != given[n : n + 1]), len(read))
+    summed = len(read) - beside
+    if not summed or read[beside:] != weights[:summed] or given[beside:] != weights[summed:]:
+        return "its equation is none that can be fitted"
+    if layer.bias is not None and tuple(layer.bias.shape) != tuple(layer.kernel.shape[summed:]):
+        return "its bias is not one of channels alone"
+    return summed
 
 
 def _transposed(rebuilt: Rebuilt, record: Record, node: Any) -> list[Part]:
@@ -381,3 +389,29 @@ def patches(layer: Any, values: np.ndarray, chosen: np.ndarray) -> np.ndarray:
         shape = [-1 if i == axis + 1 else 1 for i in range(axes + 1)]
         index.append((place * layer.strides[axis]).reshape(-1, *[1] * axes) + steps.reshape(shape))
     return padded[tuple(index)].reshape(len(chosen), -1)
+
+
+def reader_of(layer: Any, node: Any) -> tuple[Any, Callable[[Any], int], Callable[[Any, np.ndarray], np.ndarray]]:
+    """How a Dense or EinsumDense layer or a convolution without groups reads its input.
+
+    Args:
+        layer: the layer; an EinsumDense sums over the last axes of its input.
+        node: a call of it.
+
+    Returns:
+        The symbolic tensor that it reads; functions of a batch of that, the number of positions, and rows at chosen ones,
+        `(positions, columns)`.
+    """
+    source = _source(node)
+    if isinstance(layer, _CONVOLUTIONS):
+        return (
+            source,
+            lambda x: int(x.shape[0] * math.prod(_sizes(layer, _inner(layer, x)))),
+            lambda x, chosen: patches(layer, _channels_last(layer, _array(x)), chosen),
+        )
+    summed = int(summed_axes(layer, len(source.shape))) if isinstance(layer, _L.EinsumDense) else 1
+    return (
+        source,
+        lambda x: math.prod(x.shape[: len(x.shape) - summed]),
+        lambda x, chosen: _array(x).reshape(-1, math.prod(x.shape[len(x.shape) - summed :]))[chosen],
+    )

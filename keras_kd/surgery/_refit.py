@@ -1,6 +1,5 @@
 """How do the kept channels take over the work of the removed ones? Least squares, layer by layer, on what the layers read."""
 
-import collections
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -9,16 +8,12 @@ import keras
 import numpy as np
 
 from keras_kd._moments import Moments
-from keras_kd.surgery import _nodes, _reading
+from keras_kd.surgery import _nodes, _reading, _side_by_side
 from keras_kd.surgery._reading import Channels, Part
 from keras_kd.surgery._rebuild import Rebuilt
 from keras_kd.surgery._visits import Record
 
 _PENALTIES = (1e-12, 1e-9, 1e-7, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # relative to the inputs' mean square
-_LEAST_ROWS = 16384
-_MAX_ROWS = 32768
-_BATCH = 64
-_MEMORY = 1 << 30  # bytes for what both networks hold at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,40 +71,30 @@ class _Sums:
     channels: Moments
 
 
-class _Walk:
-    """Runs two networks side by side.
+class _Walk(_side_by_side.Walk):
+    """Fits while two networks run side by side.
 
     Args:
         rebuilt: both.
     """
 
     def __init__(self, rebuilt: Rebuilt) -> None:
+        super().__init__(rebuilt.found, rebuilt)
         self.rebuilt = rebuilt
-        self.records = rebuilt.found.records
         self.done: dict[str, Refit] = {}
         self.skipped: dict[str, str] = {}
         self.shared: dict[str, list[tuple[Part, _Sums]]] | None = None
-        self.rng = np.random.default_rng(0)
 
     def run(self, batches: Iterable[list[Any]]) -> tuple[list[Refit], dict[str, str]]:
         """Does all of it."""
-        model = self.rebuilt.found.model
-        room = samples_that_fit(model)
-        held: list[list[Any]] = []
-        for batch in batches:
-            held.append([x[:room] for x in batch])
-            room -= len(batch[0])
-            if room <= 0:
-                break
-        held = [[x[at : at + _BATCH] for x in batch] for batch in held for at in range(0, len(batch[0]), _BATCH)]
-        inputs = [[batch[index] for batch in held] for index in range(len(held[0]))]
-        if self._has_shared(model, 1):  # all their calls count: what they read is only known of the old network, before the walk
-            self.shared = {}
-            self._through(model, inputs, inputs, 1)
-            found, self.shared = self.shared, None
+        inputs = _side_by_side.held(self.found.model, batches)
+        if self._has_shared(self.found.model, 1):  # all their calls count: what they read is only known of the old network
+            self.shared, self.alone = {}, True
+            self.through(inputs)
+            found, self.shared, self.alone = self.shared, None, False
             for path, several in found.items():
                 self._finish(path, [part for part, _ in several], [sums for _, sums in several], None)
-        self._through(model, inputs, inputs, 1)
+        self.through(inputs)
         order = {record.path: index for index, record in enumerate(self.records.values())}
         return sorted(self.done.values(), key=lambda one: order[one.layer]), self.skipped
 
@@ -124,41 +109,12 @@ class _Walk:
                 return True
         return False
 
-    def _through(self, model: Any, old: list[Any], new: list[Any], calls: int) -> tuple[list[Any], list[Any]]:
-        """Runs a model: for each of its inputs, lists of batches; the same lists where both networks give the same."""
-        graph = _nodes.graph_of(model)
-        values = [{id(t): v for t, v in zip(graph.inputs, given, strict=True)} for given in (old, new)]
-        nodes = list(_nodes.nodes_of(model))
-        uses = collections.Counter(id(t) for node in nodes for t in node.arguments.keras_tensors)
-        uses.update(id(t) for t in graph.outputs)
-        for node in nodes:
-            given = self._node(node, values, calls, nodes, {id(t) for t in graph.outputs})
-            for one, several in zip(values, given, strict=True):
-                one.update({id(t): value for t, value in zip(node.outputs, several, strict=True)})
-            for tensor in node.arguments.keras_tensors:
-                uses[id(tensor)] -= 1
-                if not uses[id(tensor)]:
-                    for one in values:
-                        one.pop(id(tensor), None)
-        first, second = ([one[id(t)] for t in graph.outputs] for one in values)
-        return first, second
-
-    def _node(
-        self, node: Any, values: list[dict[int, Any]], calls: int, nodes: list[Any], outputs: set[int]
-    ) -> tuple[list[Any], list[Any]]:
-        operation, record = node.operation, self.records[id(node.operation)]
-        clone = self.rebuilt.clones[id(operation)]
-        calls *= len(record.outputs)
-        if _nodes.is_open(operation) and (inner := _nodes.inner_inputs(node)) is not None:
-            old, new = ([one[id(t)] for t in inner] for one in values)
-            return self._through(operation, old, new, calls)
+    def visit(
+        self, node: Any, record: Record, values: list[dict[int, Any]], calls: int, nodes: list[Any], outputs: set[int]
+    ) -> None:
+        """Fits what reads less."""
         if _reading.reads_less(self.rebuilt, record):
             self._fit(node, record, values, calls, _norm_after(self, node, nodes, outputs))
-        old = _call(operation, node, values[0])
-        same = all(values[0][id(t)] is values[1][id(t)] for t in node.arguments.keras_tensors)
-        if self.shared is not None or (same and not self.rebuilt.sliced(record)):
-            return old, old
-        return old, _call(clone, node, values[1])
 
     def _fit(self, node: Any, record: Record, values: list[dict[int, Any]], calls: int, norm: Any) -> None:
         """Fits a layer where it stands; those with several calls are only looked at, in a walk of their own."""
@@ -189,23 +145,19 @@ class _Walk:
 
     def _gather(self, part: Part, sums: _Sums, old: list[Any], new: list[Any]) -> None:
         """Takes in rows of all batches: three quarters of the samples to fit, the last quarter to choose the penalty."""
-        share = max(min(_MAX_ROWS, max(_LEAST_ROWS, 8 * len(part.start))) // len(old), 1)
         offset = 0.0 if part.bias is None else part.bias
         begin = 0.0 if part.begin is None else part.begin
         for before, after in zip(old, new, strict=True):
-            count, samples = part.positions(after), len(after)
-            chosen = np.sort(self.rng.choice(count, min(count, share), replace=False))
+            chosen, fits = self.sampled(part.positions(after), len(after), len(old), len(part.start))
             wanted = part.rows(before, True, chosen) @ part.kernel + offset
             read = part.rows(after, False, chosen)
             pairs = np.concatenate([read, wanted - read @ part.start - begin], axis=1)
-            split = count * 3 // 4 if samples == 1 else count // samples * (samples - max(samples // 4, 1))
-            sums.seen.add(Moments.of(pairs[chosen < split]))
-            sums.unseen.add(Moments.of(pairs[chosen >= split]))
-            sums.targets.add(Moments.of(wanted[chosen >= split]))
+            sums.seen.add(Moments.of(pairs[fits]))
+            sums.unseen.add(Moments.of(pairs[~fits]))
+            sums.targets.add(Moments.of(wanted[~fits]))
             if part.channels is not None:
-                seen = chosen < split
-                rows = _of_channels(part.channels, part.rows(before, True, chosen)[seen], read[seen])
-                sums.channels.add(Moments.of(rows[:: max(len(rows) * len(old) // _LEAST_ROWS, 1)]))
+                rows = _of_channels(part.channels, part.rows(before, True, chosen)[fits], read[fits])
+                sums.channels.add(Moments.of(rows[:: max(len(rows) * len(old) // _side_by_side.LEAST_ROWS, 1)]))
 
     def _finish(self, path: str, parts: list[Part], sums: list[_Sums], norm: Any) -> None:
         """Solves, and writes what is better than the old weights."""
@@ -250,7 +202,7 @@ def _origins(part: Part, moments: Moments) -> Iterator[np.ndarray]:
     if part.channels is None or not moments.rows:
         return
     width = part.channels.new.shape[1]
-    second = _about(moments, False)
+    second = about(moments, False)
     scale = float(np.trace(second[:width, :width])) / width or 1.0
     kernels = part.kernel[part.channels.old]  # (positions, channels, outputs)
     for l2 in _PENALTIES[::2]:
@@ -301,7 +253,7 @@ def solve(seen: Moments, unseen: Moments, columns: int, intercept: bool, origins
         intercept: whether b is free, or 0.
         origins: corrections from which the penalty may start, besides that of the old weights.
     """
-    check = _about(unseen, False)
+    check = about(unseen, False)
     before = float(np.trace(check[columns:, columns:]))
     origin = np.zeros((columns, len(seen.mean) - columns))
     best = _Fit(origin, origin[0], None, before, before)
@@ -309,21 +261,21 @@ def solve(seen: Moments, unseen: Moments, columns: int, intercept: bool, origins
         return best
     for start in origins:
         bias = seen.mean[columns:] - seen.mean[:columns] @ start if intercept else np.zeros(start.shape[1])
-        after = _squares(unseen, check, columns, start, bias)
+        after = squares(unseen, check, columns, start, bias)
         if after < best.after:
             origin, best = start, dataclasses.replace(best, kernel=start, bias=bias, l2=np.inf, after=after)
     seen, unseen = _moved(seen, columns, origin), _moved(unseen, columns, origin)
-    fit, check = _about(seen, intercept), _about(unseen, False)
+    fit, check = about(seen, intercept), about(unseen, False)
     scale = float(np.trace(fit[:columns, :columns])) / columns or 1.0
     for l2 in _PENALTIES if columns <= 1500 else _PENALTIES[1::2]:
         kernel, bias = _ridge(seen, fit, columns, l2 * scale, intercept)
-        after = _squares(unseen, check, columns, kernel, bias)
+        after = squares(unseen, check, columns, kernel, bias)
         if after < best.after:
             best = dataclasses.replace(best, kernel=origin + kernel, bias=bias, l2=l2, after=after)
     if best.l2 is not None and np.isfinite(best.l2):  # once more, on all rows
         whole = Moments(seen.weight, seen.rows, seen.mean.copy(), seen.scatter.copy())
         whole.add(unseen)
-        fit = _about(whole, intercept)
+        fit = about(whole, intercept)
         scale = float(np.trace(fit[:columns, :columns])) / columns or 1.0
         kernel, bias = _ridge(whole, fit, columns, best.l2 * scale, intercept)
         best = dataclasses.replace(best, kernel=origin + kernel, bias=bias)
@@ -344,7 +296,7 @@ def _moved(moments: Moments, columns: int, origin: np.ndarray) -> Moments:
     return Moments(moments.weight, moments.rows, mean, scatter)
 
 
-def _about(moments: Moments, mean: bool) -> np.ndarray:
+def about(moments: Moments, mean: bool) -> np.ndarray:
     """Second moments, about the mean or about 0."""
     return moments.scatter if mean else moments.scatter + moments.weight * np.outer(moments.mean, moments.mean)
 
@@ -356,41 +308,10 @@ def _ridge(moments: Moments, second: np.ndarray, columns: int, l2: float, interc
     return kernel, bias if intercept else np.zeros_like(bias)
 
 
-def _squares(moments: Moments, second: np.ndarray, columns: int, kernel: np.ndarray, bias: np.ndarray) -> float:
+def squares(moments: Moments, second: np.ndarray, columns: int, kernel: np.ndarray, bias: np.ndarray) -> float:
     """Sum of squares of what is left of the residuals."""
     inner, cross = second[:columns, :columns], second[:columns, columns:]
     whole = float(np.trace(second[columns:, columns:]))
     left = whole - 2 * np.sum(kernel * cross) + np.sum(kernel * (inner @ kernel))
     mean = moments.mean[columns:] - moments.mean[:columns] @ kernel
     return max(float(left + moments.weight * (bias @ bias - 2 * bias @ mean)), 1e-13 * whole)  # below is rounding
-
-
-def _call(operation: Any, node: Any, values: dict[int, Any]) -> list[Any]:
-    """What an operation gives for all batches, in inference: for each of its outputs, a list."""
-    given = []
-    for index in range(len(next(iter(values.values())))):
-        args, kwargs = node.arguments.fill_in({id(t): values[id(t)][index] for t in node.arguments.keras_tensors})
-        if getattr(operation, "_call_has_training_arg", False):
-            kwargs = {**kwargs, "training": False}
-        given.append(keras.tree.flatten(operation(*args, **kwargs)))
-    return [list(one) for one in zip(*given, strict=True)]
-
-
-def samples_that_fit(model: Any) -> int:
-    """How many samples both networks can hold at a time, by the shapes of the tensors that are alive together."""
-    nodes = list(_nodes.nodes_of(model))
-    uses = collections.Counter(id(t) for node in nodes for t in node.arguments.keras_tensors)
-    alive = sum(_bytes(t) for t in _nodes.graph_of(model).inputs)
-    most = alive
-    for node in nodes:
-        alive += sum(_bytes(t) for t in node.outputs)
-        most = max(most, alive)
-        for tensor in node.arguments.keras_tensors:
-            uses[id(tensor)] -= 1
-            if not uses[id(tensor)]:
-                alive -= _bytes(tensor)
-    return max(_MEMORY // (2 * most), 16)
-
-
-def _bytes(tensor: Any) -> int:
-    return int(np.prod([n or 64 for n in tensor.shape[1:]], initial=4.0))

@@ -1,15 +1,12 @@
 """How does one remove channels? A new model without them, and, with data, the work of the removed ones done by the kept ones."""
 
 import dataclasses
-import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import keras
 import numpy as np
 
-from keras_kd import _batching
-from keras_kd.surgery import _analysis, _nodes
+from keras_kd.surgery import _analysis, _side_by_side
 from keras_kd.surgery._analysis import Analysis
 from keras_kd.surgery._rebuild import Rebuilt
 from keras_kd.surgery._refit import Refit, refit
@@ -124,38 +121,12 @@ def remove_channels(model: Any, channels: Removals, *, data: Any = None, return_
     model = _analysis.checked(model)
     found = _analysis.analyse(model)
     gone = chosen(found, channels)
-    stream = None if data is None else _checked_batches(model, data)
+    stream = None if data is None else _side_by_side.checked_batches(model, data)
     rebuilt = Rebuilt(found, gone)
     refits, skipped = ([], {}) if stream is None else refit(rebuilt, stream)
     if not return_report:
         return rebuilt.model
     return rebuilt.model, _report(rebuilt, refits, skipped)
-
-
-def _checked_batches(model: Any, data: Any) -> Iterator[list[Any]]:
-    """Flat inputs of the model's types; the first batch is looked at right away."""
-    stream = _batching.batches(data, size=64, required=False)
-    first = _fitting(model, next(stream)[0])
-    return itertools.chain([first], (_fitting(model, batch[0]) for batch in stream))
-
-
-def _fitting(model: Any, x: Any) -> list[Any]:
-    wanted = _nodes.graph_of(model).inputs
-    given = keras.tree.flatten(x)
-    if isinstance(x, dict) and set(x) == {tensor.name for tensor in wanted}:
-        given = [x[tensor.name] for tensor in wanted]
-    shapes = [tuple(np.shape(value)) for value in given]
-    fits = len(given) == len(wanted) and all(
-        len(shape) == len(tensor.shape) and all(m in (None, n) for n, m in zip(shape[1:], tensor.shape[1:], strict=True))
-        for shape, tensor in zip(shapes, wanted, strict=True)
-    )
-    if not fits:
-        expected = ", ".join(str(tuple(tensor.shape)) for tensor in wanted)
-        raise ValueError(
-            f'`data` must have the shape that "{model.name}" takes, {expected}. '
-            f"Received: {', '.join(map(str, shapes)) or 'nothing'}."
-        )
-    return [keras.ops.convert_to_tensor(value, tensor.dtype) for value, tensor in zip(given, wanted, strict=True)]
 
 
 def _report(rebuilt: Rebuilt, refits: Sequence[Refit], skipped: Mapping[str, str]) -> SurgeryReport:
