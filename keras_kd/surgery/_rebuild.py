@@ -7,6 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_kd import _lineage
 from keras_kd.surgery import _nodes
 from keras_kd.surgery._analysis import Analysis
 from keras_kd.surgery._visits import Record
@@ -57,10 +58,20 @@ class Rebuilt:
             for layer, weights in zip(replacement.layers, replacement.weights, strict=True):
                 layer.set_weights(weights)
         _copy_flags(found.model, self.model)
+        _lineage.remember(self.model, found.model, self._masks())
 
     def count(self, atoms: np.ndarray) -> int:
         """How many of these channels are left."""
         return int(np.count_nonzero(self.keep[atoms]))
+
+    def _masks(self) -> dict[str, np.ndarray]:
+        """For each layer that is still there, or whose last stand-in has its name, which channels of its output are left."""
+        masks = {}
+        for path, (record, channels) in self.found.places().items():
+            replacement = self.replacements.get(id(record.operation))
+            if replacement is None or [layer.name for layer in replacement.layers][-1:] == [record.operation.name]:
+                masks[path] = self.keep[channels]
+        return masks
 
     def sliced(self, record: Record) -> bool:
         """Whether a layer's weights or sizes change."""
