@@ -106,13 +106,14 @@ def plan(name: str, settings: dict[str, Any]) -> dict[str, Any]:
     loss = make_loss(name)
     share, weight = SHARES.get(name, (0.5, losses.recommended_weight(loss)))
     steps = settings["epochs"] * (settings["labelled_images"] // settings["batch_size"])
+    config = {key: value for key, value in loss.get_config().items() if key != "teacher_channels"}  # no surgery here
     return {
         "loss": name,
         "layers": loss.student_layer_name,
         "weight": weight,
         "student_loss_weight": share,
         "warm_up_steps": steps * 20 // 240 if name in WARM_UPS else 0,
-        "config": json.loads(json.dumps(loss.get_config(), default=str)),
+        "config": json.loads(json.dumps(config, default=str)),
     }
 
 

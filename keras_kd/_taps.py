@@ -41,13 +41,22 @@ def find_layer(model: keras.Model, name: str, *, role: str = "model", argument: 
     Raises:
         ValueError: if no layer or more than one fits; the message lists the candidates.
     """
+    return find_layers(model)[find_path(model, name, role=role, argument=argument)]
+
+
+def find_path(model: keras.Model, name: str, *, role: str = "model", argument: str = "layer_name") -> str:
+    """The path of the layer that `find_layer` finds.
+
+    Raises:
+        ValueError: as `find_layer` does.
+    """
     layers = find_layers(model)
     name = name.split(":")[0]
     if name in layers:
-        return layers[name]
+        return name
     paths = [path for path, layer in layers.items() if layer.name == name]
     if len(paths) == 1:
-        return layers[paths[0]]
+        return paths[0]
     problem = f'"{name}" is the name of several layers of' if paths else f'No layer "{name}" in'
     raise ValueError(f'{problem} the {role}. Received: {argument}="{name}". Layers: {", ".join(paths or layers)}.')
 

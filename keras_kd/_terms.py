@@ -11,9 +11,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_kd import _outputs, _taps
+from keras_kd import _lineage, _outputs, _taps
 from keras_kd._outputs import LOGITS, SIGMOID, SOFTMAX
 from keras_kd.losses import get as get_loss
+from keras_kd.losses._channels import narrowed
 from keras_kd.losses._features import FeatureLoss
 from keras_kd.losses.base import DistillationLoss, check_layer_names, snake_case
 from keras_kd.losses.response import KDLoss, ResponseLoss
@@ -39,6 +40,7 @@ class Term:
         check_layer_names(self.teacher_layers, self.student_layers)
         self.teacher_kinds: list[str | None] = []
         self.student_kinds: list[str | None] = []
+        self.kept: list[list[int] | None] = []  # for each layer, the channels of the teacher that surgery kept in the student
 
     @property
     def compares_outputs(self) -> bool:
@@ -100,9 +102,24 @@ class Term:
             A scalar tensor.
         """
         if not self.compares_outputs:
-            given, learned = _pick(features[0], self.teacher_layers), _pick(features[1], self.student_layers)
+            given, learned = self.kept_of(_pick(features[0], self.teacher_layers)), _pick(features[1], self.student_layers)
             return self._compare({"": (given, learned)}, labels, sample_weight, None)
         return self._compare(_outputs.pair(teacher, student), labels, sample_weight, output_names)
+
+    def kept_of(self, features: Any) -> Any:
+        """What the teacher's layers give, or shapes of it, with the channels alone that surgery kept in the student."""
+        if not any(self.kept):
+            return features
+        if isinstance(self.teacher_layers, str):
+            return _kept_of(features, self.kept[0])
+        return [_kept_of(feature, channels) for feature, channels in zip(features, self.kept, strict=True)]
+
+    def get_config(self) -> dict[str, Any]:
+        """The loss as Keras serialises it, with the channels that surgery kept: loaded models do not know them."""
+        serialized: dict[str, Any] = keras.saving.serialize_keras_object(self.loss)
+        if any(self.kept):
+            serialized["config"]["teacher_channels"] = self.kept
+        return serialized
 
     @contextlib.contextmanager
     def naming_itself(self) -> Iterator[None]:
@@ -240,10 +257,38 @@ def make_terms(losses: Iterable[Any]) -> list[Term]:
 
 
 def check_layers(term: Term, teacher: Any, student: keras.Model) -> None:
-    """Raises a `ValueError` for a layer name that the models do not have."""
+    """Raises a `ValueError` for a layer name that the models do not have; finds the channels that surgery kept."""
     teacher.check_layers(flat_names([term.teacher_layers]))
     for name in flat_names([term.student_layers]):
         _taps.find_layer(student, name, role="student", argument="student_layer_name")
+    takes = isinstance(term.loss, FeatureLoss) and term.loss.takes_kept_channels()
+    if takes and (any(term.kept) or not term.loss.layers):  # layers that are there already were built for all channels
+        term.kept = _kept_channels(term, teacher, student)
+
+
+def _kept_channels(term: Term, teacher: Any, student: keras.Model) -> list[list[int] | None]:
+    """For each pair of layers of one path, the teacher's channels that a student made from it has; None where it has all."""
+    original = getattr(teacher, "model", None)
+    masks = _lineage.masks_between(student, original)
+    if masks is None:
+        return []
+    kept = []
+    for names in zip(flat_names([term.teacher_layers]), flat_names([term.student_layers]), strict=False):
+        (path, call), other = (_path_of(model, name) for model, name in zip((original, student), names, strict=True))
+        mask = masks.get(f"{path}:{call}", masks.get(path)) if (path, call) == other else None
+        kept.append(None if mask is None or mask.all() else np.flatnonzero(mask).tolist())
+    return kept
+
+
+def _kept_of(feature: Any, channels: list[int] | None) -> Any:
+    if channels is not None and not hasattr(feature, "dtype"):  # a shape
+        return (*feature[:-1], len(channels))
+    return narrowed(feature, channels)
+
+
+def _path_of(model: Any, name: str) -> tuple[str, str]:
+    """Path of a layer that a name means, and which of its calls."""
+    return _taps.find_path(model, name), name.split(":")[1] if ":" in name else "0"
 
 
 def build_losses(terms: list[Term], teacher: Any, student: keras.Model) -> None:
@@ -262,7 +307,7 @@ def build_losses(terms: list[Term], teacher: Any, student: keras.Model) -> None:
         if term.compares_outputs:
             pairs = [(given[0], learned[0])] if not keras.tree.is_nested(learned[0]) else []
         else:
-            pairs = [(_pick(given[1], term.teacher_layers), _pick(learned[1], term.student_layers))]
+            pairs = [(term.kept_of(_pick(given[1], term.teacher_layers)), _pick(learned[1], term.student_layers))]
         for pair in pairs:
             if _is_known(pair):
                 with term.naming_itself():

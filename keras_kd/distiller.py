@@ -133,6 +133,7 @@ class Distiller(LoggedModel):
         except Exception:  # the former teacher stays, with all that the losses know of it
             for term in self._terms if hasattr(self, "_teacher") else []:
                 term.check(self._teacher, self.student)
+                check_layers(term, self._teacher, self.student)
             raise
         self._teacher: Any = holder
         # The student's average belongs to the training and to its files; any other teacher stays out of them.
@@ -411,7 +412,7 @@ class Distiller(LoggedModel):
         return {
             "teacher": self._teacher.get_config(),
             "student": keras.saving.serialize_keras_object(self.student),
-            "distillation_losses": [keras.saving.serialize_keras_object(loss) for loss in self.distillation_losses],
+            "distillation_losses": [term.get_config() for term in self._terms],
             "distillation_loss_weights": list(self.distillation_loss_weights),
             "student_loss_weight": self.student_loss_weight,
             "name": self.name,

@@ -14,7 +14,7 @@ ROOT = pathlib.Path(keras_kd.__file__).parent
 MODULES = sorted(ROOT.rglob("*.py"))
 # Each floor imports from itself and from those below.
 FLOORS = [
-    {"_version", "_backend", "_tunable", "_progress", "_batching"},
+    {"_version", "_backend", "_tunable", "_progress", "_batching", "_lineage"},
     {"_outputs", "_taps", "_calls", "_moments", "_tfmot", "schedules"},
     {"layers", "losses", "metrics", "regularizers", "quantized"},
     {"_terms", "teachers", "recording", "callbacks"},

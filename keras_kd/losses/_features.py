@@ -12,6 +12,7 @@ from keras import ops
 
 from keras_kd._outputs import convert
 from keras_kd.layers.projectors import Projector, pooled_to
+from keras_kd.losses._channels import checked_channels, narrowed, narrowed_shapes
 from keras_kd.losses._math import safe_divide
 from keras_kd.losses.base import DistillationLoss
 
@@ -48,8 +49,17 @@ class FeatureLoss(DistillationLoss):
     leave them out.
 
     Args:
+        teacher_channels: which of the teacher's channels stand against the student's, one index for each channel of the student,
+            in its order; they are compared without a projector. For several layers, a list with indices, or None, for each. A
+            dict by the teacher's layers is looked up, such as `kept` of a `SurgeryReport`. None compares all. `"auto"`: in a
+            Distiller whose student surgery made from this very teacher, the channels that were kept, where both layers have
+            one name, the method compares channel with channel, and no projector is given; otherwise all.
         **kwargs: `name`, `reduction`, `dtype`, `teacher_layer_name`, `student_layer_name` (a name, a path, or lists of them):
             see `DistillationLoss`.
+
+    Raises:
+        TypeError: if `teacher_channels` are no whole numbers.
+        ValueError: if they do not fit the layers' names, or, when features are seen, their channels.
     """
 
     ranks: tuple[int, ...] = (2, 3, 4, 5)  # of the features that it can use
@@ -57,8 +67,9 @@ class FeatureLoss(DistillationLoss):
     equal_sizes = True  # whether the larger map is average-pooled to the smaller before they are compared
     equal_widths = True
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, *, teacher_channels: Any = "auto", **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        self.teacher_channels = checked_channels(teacher_channels, self.teacher_layer_name)
         self._projector: Any = None
         self._adapters: list[Any] = []
         self.layers: list[keras.layers.Layer] = []
@@ -87,18 +98,19 @@ class FeatureLoss(DistillationLoss):
         Raises:
             ValueError: if the method cannot compare features of these shapes.
         """
-        teachers, students = _shapes(teacher_shape), _shapes(student_shape)
+        whole, students = _shapes(teacher_shape), _shapes(student_shape)
+        teachers = narrowed_shapes(self.teacher_channels, whole, students)
         self._check(teachers, students)
         if self.layers:
-            self._check_built_for(teachers, students)
+            self._check_built_for(whole, students)
             return
         self._adapters = []
-        for shapes in zip(teachers, students, strict=True):
-            self._adapters.append(self._adapter(*shapes))
+        for index, shapes in enumerate(zip(teachers, students, strict=True)):
+            self._adapters.append(None if self._channels_at(index) is not None else self._adapter(*shapes))
         self.layers = [adapter for adapter in self._adapters if adapter is not None]
         self.create_layers(teachers, [self._adapted_shape(*shapes) for shapes in zip(teachers, students, strict=True)])
         self.built = True
-        self._build_shapes = [_without_batch(teachers), _without_batch(students)]
+        self._build_shapes = [_without_batch(whole), _without_batch(students)]
 
     def create_layers(self, teacher_shapes: list[Any], student_shapes: list[Any]) -> None:
         """Creates, builds and appends to `self.layers` what a subclass needs beyond adapters; shapes are those after adapting."""
@@ -122,9 +134,24 @@ class FeatureLoss(DistillationLoss):
         """Takes what brings the student's features to the teacher's width: "auto", a Keras layer, or None; returns it."""
         if projector not in ("auto", None) and not isinstance(projector, keras.layers.Layer):
             raise TypeError(f'`projector` must be "auto", None or a Keras layer. Received: projector={projector!r}.')
+        if isinstance(projector, keras.layers.Layer) and isinstance(self.teacher_channels, list):
+            raise ValueError(
+                "`teacher_channels` are compared without a projector: give one of the two. Received: "
+                f"teacher_channels={self.teacher_channels!r}, projector={projector!r}."
+            )
         self._projector = projector
         self._projector_config = keras.saving.serialize_keras_object(projector)  # of the layer as it came, for further copies
         return projector
+
+    # The channels of the teacher
+
+    def takes_kept_channels(self) -> bool:
+        """Whether a Distiller shall choose the channels that surgery kept: it compares by channel, and no projector is given."""
+        return self.teacher_channels == "auto" and self.equal_widths and not isinstance(self._projector, keras.layers.Layer)
+
+    def _channels_at(self, index: int) -> list[int] | None:
+        """The channels of the teacher that are compared in layer `index`; None for all."""
+        return self.teacher_channels[index] if isinstance(self.teacher_channels, list) else None
 
     def _check_built_for(self, teachers: list[Any], students: list[Any]) -> None:
         known = [_channels(shapes, self.positions_count) for shapes in self._build_shapes]
@@ -188,7 +215,11 @@ class FeatureLoss(DistillationLoss):
         """Returns one value per sample, shape `(batch,)`."""
         teachers, students = _as_list(y_true), _as_list(y_pred)
         self.build([feature.shape for feature in teachers], [feature.shape for feature in students])
-        return self.compare_layers(teachers, students)
+        return self.compare_layers([narrowed(x, self._channels_at(index)) for index, x in enumerate(teachers)], students)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        return {**super().get_config(), "teacher_channels": self.teacher_channels}
 
     def compare_layers(self, teachers: list[Any], students: list[Any]) -> Any:
         """Returns one value per sample for all layers together: by default the sum of theirs."""
@@ -299,7 +330,7 @@ class RelationLoss(FeatureLoss):
     is 0. On several devices each replica relates the samples of its own share of the batch.
 
     Args:
-        **kwargs: `name`, `reduction`, `dtype`, layer names: see `DistillationLoss`.
+        **kwargs: `name`, `reduction`, `dtype`, layer names, `teacher_channels`: see `FeatureLoss`.
     """
 
     equal_sizes = False

@@ -37,7 +37,7 @@ class CRDLoss(FeatureLoss):
         dim: width of the embeddings, at least 1.
         temperature: above 0. Readable and assignable: compiled steps follow.
         queue: N, at least 1.
-        **kwargs: `name`, `reduction`, `dtype`, `teacher_layer_name`, `student_layer_name`: see `DistillationLoss`.
+        **kwargs: `name`, `reduction`, `dtype`, `teacher_layer_name`, `student_layer_name`, `teacher_channels`: see `FeatureLoss`.
 
     Call arguments:
         y_true: teacher's feature, shape `(batch, ...)`, or a list.

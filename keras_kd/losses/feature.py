@@ -30,9 +30,10 @@ class HintLoss(FeatureLoss):
     The larger map is average-pooled to the size of the smaller; r is the projector, trained with the student.
 
     Args:
-        projector: `"auto"`: none where the shapes agree, else a `keras_kd.layers.Projector` (1x1 convolution and batch
-            normalisation for maps, a dense layer for vectors); a Keras layer; or None, for features of the same shape.
-        **kwargs: `name`, `reduction`, `dtype`, `teacher_layer_name`, `student_layer_name`: see `DistillationLoss`.
+        projector: `"auto"`: none where the shapes agree or `teacher_channels` are given, else a `keras_kd.layers.Projector` (1x1
+            convolution and batch normalisation for maps, a dense layer for vectors); a Keras layer; or None, for features of the
+            same shape.
+        **kwargs: `name`, `reduction`, `dtype`, `teacher_layer_name`, `student_layer_name`, `teacher_channels`: see `FeatureLoss`.
 
     Call arguments:
         y_true: teacher's feature, shape `(batch, ..., channels)`, or a list.
@@ -85,7 +86,7 @@ class AttentionTransferLoss(FeatureLoss):
     Args:
         power: exponent of the activations, above 0.
         form: `"mean"` or `"paper"`.
-        **kwargs: `name`, `reduction`, `dtype`, `teacher_layer_name`, `student_layer_name`: see `DistillationLoss`.
+        **kwargs: `name`, `reduction`, `dtype`, `teacher_layer_name`, `student_layer_name`, `teacher_channels`: see `FeatureLoss`.
 
     Call arguments:
         y_true: teacher's map, shape `(batch, positions..., channels)`, or a list.
@@ -153,7 +154,7 @@ class NSTLoss(FeatureLoss):
     Widths may differ; the larger map is average-pooled to the size of the smaller first.
 
     Args:
-        **kwargs: `name`, `reduction`, `dtype`, `teacher_layer_name`, `student_layer_name`: see `DistillationLoss`.
+        **kwargs: `name`, `reduction`, `dtype`, `teacher_layer_name`, `student_layer_name`, `teacher_channels`: see `FeatureLoss`.
 
     Call arguments:
         y_true: teacher's map, shape `(batch, positions..., channels)`, or a list.
@@ -203,7 +204,7 @@ class FactorTransferLoss(FeatureLoss):
     Args:
         p1: exponent of the activations, a whole number above 0 (activations may be negative).
         p2: exponent of the difference, above 0.
-        **kwargs: `name`, `reduction`, `dtype`, `teacher_layer_name`, `student_layer_name`: see `DistillationLoss`.
+        **kwargs: `name`, `reduction`, `dtype`, `teacher_layer_name`, `student_layer_name`, `teacher_channels`: see `FeatureLoss`.
 
     Call arguments:
         y_true: teacher's map, shape `(batch, positions..., channels)`, or a list.
@@ -271,7 +272,7 @@ class VIDLoss(FeatureLoss):
     Args:
         init_variance: s^2 at the start, above `eps`.
         eps: smallest variance, above 0.
-        **kwargs: `name`, `reduction`, `dtype`, `teacher_layer_name`, `student_layer_name`: see `DistillationLoss`.
+        **kwargs: `name`, `reduction`, `dtype`, `teacher_layer_name`, `student_layer_name`, `teacher_channels`: see `FeatureLoss`.
 
     Call arguments:
         y_true: teacher's feature, shape `(batch, ..., channels)`, or a list.
@@ -376,7 +377,7 @@ class ABLoss(FeatureLoss):
     Args:
         margin: m, not negative.
         projector: what brings the student's feature to the teacher's width: see `HintLoss`.
-        **kwargs: `name`, `reduction`, `dtype`, `teacher_layer_name`, `student_layer_name`: see `DistillationLoss`.
+        **kwargs: `name`, `reduction`, `dtype`, `teacher_layer_name`, `student_layer_name`, `teacher_channels`: see `FeatureLoss`.
 
     Call arguments:
         y_true: teacher's feature before its activation, shape `(batch, ..., channels)`, or a list.
@@ -437,7 +438,7 @@ class FSPLoss(FeatureLoss):
 
     Args:
         **kwargs: `name`, `reduction`, `dtype`, `teacher_layer_name`, `student_layer_name` (lists of at least two layers, in their
-            order): see `DistillationLoss`.
+            order), `teacher_channels`: see `FeatureLoss`.
 
     Call arguments:
         y_true: list of the teacher's maps, shapes `(batch, positions..., channels)`.

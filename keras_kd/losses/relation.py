@@ -28,7 +28,7 @@ class RKDLoss(RelationLoss):
     Args:
         distance_weight: weight of the distances, not negative.
         angle_weight: weight of the angles, not negative.
-        **kwargs: `name`, `reduction`, `dtype`, `teacher_layer_name`, `student_layer_name`: see `DistillationLoss`.
+        **kwargs: `name`, `reduction`, `dtype`, `teacher_layer_name`, `student_layer_name`, `teacher_channels`: see `FeatureLoss`.
 
     Call arguments:
         y_true: teacher's feature, shape `(batch, ...)`.
@@ -90,7 +90,7 @@ class SPLoss(RelationLoss):
     ```
 
     Args:
-        **kwargs: `name`, `reduction`, `dtype`, `teacher_layer_name`, `student_layer_name`: see `DistillationLoss`.
+        **kwargs: `name`, `reduction`, `dtype`, `teacher_layer_name`, `student_layer_name`, `teacher_channels`: see `FeatureLoss`.
 
     Call arguments:
         y_true: teacher's feature, shape `(batch, ...)`.
@@ -128,7 +128,7 @@ class PKTLoss(RelationLoss):
 
     Args:
         eps: added to probabilities in the logarithm, above 0.
-        **kwargs: `name`, `reduction`, `dtype`, `teacher_layer_name`, `student_layer_name`: see `DistillationLoss`.
+        **kwargs: `name`, `reduction`, `dtype`, `teacher_layer_name`, `student_layer_name`, `teacher_channels`: see `FeatureLoss`.
 
     Call arguments:
         y_true: teacher's feature, shape `(batch, ...)`.
@@ -187,7 +187,7 @@ class CorrelationLoss(RelationLoss):
             brings the student's to the teacher's, trained with the student.
         gamma: width of the Gaussian, above 0.
         order: of its Taylor series, at least 1.
-        **kwargs: `name`, `reduction`, `dtype`, `teacher_layer_name`, `student_layer_name`: see `DistillationLoss`.
+        **kwargs: `name`, `reduction`, `dtype`, `teacher_layer_name`, `student_layer_name`, `teacher_channels`: see `FeatureLoss`.
 
     Call arguments:
         y_true: teacher's feature, shape `(batch, ...)`.

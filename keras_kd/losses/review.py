@@ -30,8 +30,8 @@ class ReviewKDLoss(FeatureLoss):
     Args:
         levels: sizes of the pooled maps, each at least 1.
         mid_channels: width inside the cascade, at least 1. None: that of the student's deepest layer, at most 512.
-        **kwargs: `name`, `reduction`, `dtype`, `teacher_layer_name`, `student_layer_name` (from the shallowest to the deepest): see
-            `DistillationLoss`.
+        **kwargs: `name`, `reduction`, `dtype`, `teacher_layer_name`, `student_layer_name` (from the shallowest to the deepest),
+            `teacher_channels`: see `FeatureLoss`.
 
     Call arguments:
         y_true: teacher's map, shape `(batch, height, width, channels)`, or a list.

@@ -2,18 +2,35 @@
 
 from keras_kd.surgery._refit import Refit
 from keras_kd.surgery.channels import SurgeryReport, remove_channels
+from keras_kd.surgery.depth import LinearizeReport, RemovalReport, linearize, remove_layers
 from keras_kd.surgery.graph import ChannelGraph, Group, Pin, find_groups
 from keras_kd.surgery.low_rank import Factorization, FactorizationReport, factorize
+from keras_kd.surgery.merging import MergeReport, fold_batch_norm, merge_linear
+from keras_kd.surgery.pruning import PruningReport, prune_channels
+from keras_kd.surgery.transfer import Transferred, TransferReport, kept_channels, transfer_weights
 
 __all__ = [
     "ChannelGraph",
     "Factorization",
     "FactorizationReport",
     "Group",
+    "LinearizeReport",
+    "MergeReport",
     "Pin",
+    "PruningReport",
     "Refit",
+    "RemovalReport",
     "SurgeryReport",
+    "TransferReport",
+    "Transferred",
     "factorize",
     "find_groups",
+    "fold_batch_norm",
+    "kept_channels",
+    "linearize",
+    "merge_linear",
+    "prune_channels",
     "remove_channels",
+    "remove_layers",
+    "transfer_weights",
 ]

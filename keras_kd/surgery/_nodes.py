@@ -1,6 +1,6 @@
 """In which order does a model of layers compute what? Nodes of Functional and Sequential models, nested ones too."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -50,3 +50,30 @@ def inner_inputs(node: Any) -> list[Any] | None:
 def tensors_in(arguments: Any) -> list[Any]:
     """The symbolic tensors among arguments, in order."""
     return [one for one in keras.tree.flatten(arguments) if isinstance(one, keras.KerasTensor)]
+
+
+def run(model: Any, inputs: list[Any], before: Callable[[Any, dict[int, Any]], dict[int, Any]]) -> list[Any]:
+    """Computes a model call by call, in inference.
+
+    Args:
+        model: whose graph is walked; nested ones are entered.
+        inputs: a value for each of its inputs.
+        before: function of a call and of what it reads, by `id` of the symbolic tensors, that gives what it shall read.
+
+    Returns:
+        A value for each of its outputs.
+    """
+    graph = graph_of(model)
+    values = {id(tensor): value for tensor, value in zip(graph.inputs, inputs, strict=True)}
+    for node in nodes_of(model):
+        operation, read = node.operation, {id(t): values[id(t)] for t in node.arguments.keras_tensors}
+        inner = inner_inputs(node) if is_open(operation) else None
+        if inner is not None:
+            given = run(operation, [read[id(t)] for t in inner], before)
+        else:
+            args, kwargs = node.arguments.fill_in(before(node, read))
+            if getattr(operation, "_call_has_training_arg", False):
+                kwargs = {**kwargs, "training": False}
+            given = keras.tree.flatten(operation(*args, **kwargs))
+        values.update({id(tensor): value for tensor, value in zip(node.outputs, given, strict=True)})
+    return [values[id(tensor)] for tensor in graph.outputs]

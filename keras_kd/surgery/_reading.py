@@ -78,7 +78,17 @@ def parts_of(rebuilt: Rebuilt, record: Record, node: Any) -> list[Part] | str:
         node: a call of it.
     """
     layer = record.operation
-    for classes, make in (
+    make = next((make for classes, make in _makers() if isinstance(layer, classes)), None)
+    return f"there is no refit for {type(layer).__name__}" if make is None else make(rebuilt, record, node)
+
+
+def can_be_fitted(layer: Any) -> bool:
+    """Whether `parts_of` knows layers of this kind."""
+    return any(isinstance(layer, classes) for classes, _ in _makers())
+
+
+def _makers() -> list[tuple[tuple[Any, ...], Callable[..., Any]]]:
+    return [
         (_CONVOLUTIONS, _convolution),
         (_TRANSPOSED, _transposed),
         (_SEPARABLE, _separable),
@@ -87,24 +97,24 @@ def parts_of(rebuilt: Rebuilt, record: Record, node: Any) -> list[Part] | str:
         (_RECURRENT, _recurrent),
         ((_L.Bidirectional,), _bidirectional),
         ((_L.MultiHeadAttention,), _attention),
-    ):
-        if isinstance(layer, classes):
-            return make(rebuilt, record, node)
-    return f"there is no refit for {type(layer).__name__}"
+    ]
+
+
+def read_axes(record: Record) -> list[np.ndarray]:
+    """Atoms of what the kernels of a layer read, where more than one at a time gives an output."""
+    layer, found = record.operation, []
+    if isinstance(layer, (_L.DepthwiseConv1D, _L.DepthwiseConv2D)):
+        return []
+    for variable in getattr(layer, "variables", ()):
+        axes = record.weights.get(id(variable))
+        if axes is not None and variable.name in _KERNELS:
+            found += [one for one in (axes[-1:] if isinstance(layer, _TRANSPOSED) else axes[:-1]) if one is not None]
+    return found
 
 
 def reads_less(rebuilt: Rebuilt, record: Record) -> bool:
     """Whether a kernel of a layer lost some of its inputs, and more than one at a time gives an output."""
-    layer = record.operation
-    if isinstance(layer, (_L.DepthwiseConv1D, _L.DepthwiseConv2D)):
-        return False
-    for variable in getattr(layer, "variables", ()):
-        axes = record.weights.get(id(variable))
-        if axes is not None and variable.name in _KERNELS:
-            read = axes[-1:] if isinstance(layer, _TRANSPOSED) else axes[:-1]
-            if any(one is not None and not rebuilt.keep[one].all() for one in read):
-                return True
-    return False
+    return any(not rebuilt.keep[one].all() for one in read_axes(record))
 
 
 def _array(variable: Any) -> np.ndarray:
@@ -201,17 +211,14 @@ def _bidirectional(rebuilt: Rebuilt, record: Record, node: Any) -> list[Part]:
 
 
 def _attention(rebuilt: Rebuilt, record: Record, node: Any) -> list[Part]:
-    """The projections of query, key and value, those of them that lost inputs."""
+    """The projections of query, key and value, those of them that lost inputs; all where none did."""
     names = ("query", "value", "key")
     args, kwargs = node.arguments.args, node.arguments.kwargs
     given = dict(zip(names, args, strict=False)) | {name: kwargs[name] for name in names if kwargs.get(name) is not None}
     given.setdefault("key", given["value"])
-    found = []
-    for name in names:
-        owners = tuple(getattr(layer, f"{name}_dense") for layer in _owners(rebuilt, record))
-        if not _kept(rebuilt, record, owners[0].kernel, 0).all():
-            found.append(_simple(rebuilt, record, given[name], (owners[0], owners[1])))
-    return found
+    owners = {name: [getattr(layer, f"{name}_dense") for layer in _owners(rebuilt, record)] for name in names}
+    lost = [name for name in names if not _kept(rebuilt, record, owners[name][0].kernel, 0).all()]
+    return [_simple(rebuilt, record, given[name], (owners[name][0], owners[name][1])) for name in lost or names]
 
 
 def _einsum(rebuilt: Rebuilt, record: Record, node: Any) -> list[Part] | str:

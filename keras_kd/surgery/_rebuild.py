@@ -7,6 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_kd import _lineage
 from keras_kd.surgery import _nodes
 from keras_kd.surgery._analysis import Analysis
 from keras_kd.surgery._visits import Record
@@ -14,17 +15,19 @@ from keras_kd.surgery._visits import Record
 
 @dataclasses.dataclass
 class Replacement:
-    """What stands for a layer: other layers one after the other. Without any, one of its inputs is handed on.
+    """What stands for a layer: other layers one after the other. Without any, what they would read is handed on.
 
     Attributes:
         layers: new layers, not built yet; what they give together has the shape of what the old one gave.
         weights: for each of them, what `set_weights` takes.
         hands_on: number of the input that the first of them reads.
+        reads: what it reads instead: a tensor of the old model, from the same graph. What only led from there to here is left out.
     """
 
     layers: Sequence[Any] = ()
     weights: Sequence[Sequence[np.ndarray]] = ()
     hands_on: int = 0
+    reads: Any = None
 
 
 class Rebuilt:
@@ -48,16 +51,27 @@ class Rebuilt:
         self.replacements = replacements or {}
         self.model = self._model(found.model)
         for record in found.records.values():
-            if id(record.operation) in self.clones and not _nodes.is_open(record.operation):
+            clone = self.clones.get(id(record.operation))
+            if getattr(clone, "built", False) and not _nodes.is_open(record.operation):  # what is left out may never be built
                 self._copy_weights(record)
         for replacement in self.replacements.values():
             for layer, weights in zip(replacement.layers, replacement.weights, strict=True):
                 layer.set_weights(weights)
         _copy_flags(found.model, self.model)
+        _lineage.remember(self.model, found.model, self._masks())
 
     def count(self, atoms: np.ndarray) -> int:
         """How many of these channels are left."""
         return int(np.count_nonzero(self.keep[atoms]))
+
+    def _masks(self) -> dict[str, np.ndarray]:
+        """For each layer that is still there, or whose last stand-in has its name, which channels of its output are left."""
+        masks = {}
+        for path, (record, channels) in self.found.places().items():
+            replacement = self.replacements.get(id(record.operation))
+            if replacement is None or [layer.name for layer in replacement.layers][-1:] == [record.operation.name]:
+                masks[path] = self.keep[channels]
+        return masks
 
     def sliced(self, record: Record) -> bool:
         """Whether a layer's weights or sizes change."""
@@ -76,8 +90,7 @@ class Rebuilt:
         graph = _nodes.graph_of(model)
         inputs = {id(tensor): self._input(tensor) for tensor in graph.inputs}
         if isinstance(model, keras.Sequential):
-            layers = [one for layer in model.layers for one in self._stand_ins(layer)]
-            return keras.Sequential([*inputs.values(), *layers], name=model.name)
+            return keras.Sequential([*inputs.values(), *self._chain(graph)], name=model.name)
         values = dict(inputs)
         for node in _nodes.nodes_of(model):
             given = self._called(node, values)
@@ -96,14 +109,23 @@ class Rebuilt:
         if replacement is None:
             args, kwargs = node.arguments.fill_in(values)
             return keras.tree.flatten(self._clone(node.operation)(*args, **kwargs))
-        value = values[id(node.arguments.keras_tensors[replacement.hands_on])]
+        read = node.arguments.keras_tensors[replacement.hands_on] if replacement.reads is None else replacement.reads
+        value = values[id(read)]
         for layer in replacement.layers:
             value = layer(value)
         return [value]
 
-    def _stand_ins(self, layer: Any) -> Sequence[Any]:
-        replacement = self.replacements.get(id(layer))
-        return [self._clone(layer)] if replacement is None else replacement.layers
+    def _chain(self, graph: Any) -> list[Any]:
+        """Layers of a Sequential model."""
+        layers: list[Any] = []
+        lengths = {id(graph.inputs[0]): 0}  # how many of them lead to a tensor
+        for node in _nodes.nodes_of(graph):
+            replacement = self.replacements.get(id(node.operation))
+            if replacement is not None and replacement.reads is not None:
+                del layers[lengths[id(replacement.reads)] :]
+            layers += [self._clone(node.operation)] if replacement is None else replacement.layers
+            lengths[id(node.outputs[0])] = len(layers)
+        return layers
 
     def _input(self, tensor: Any) -> Any:
         layer = tensor._keras_history.operation
@@ -139,8 +161,8 @@ class Rebuilt:
         try:
             config = operation.get_config()
             if self.sliced(record):
-                config = _without_shapes(config)
-                config |= _plain_initializers(operation, config)
+                config = without_shapes(config)
+                config |= plain_initializers(operation, config)
                 config |= {key: self._size(value) for key, value in record.sizes.items()}
             return type(operation).from_config(config)
         except NotImplementedError as error:
@@ -175,14 +197,14 @@ def _vectors(sizes: Any) -> list[np.ndarray | None]:
     return found
 
 
-def _without_shapes(config: Any) -> Any:
+def without_shapes(config: Any) -> Any:
     """A configuration without the shapes that layers inside the layer were built with."""
     if not isinstance(config, dict):
         return config
-    return {key: _without_shapes(value) for key, value in config.items() if key != "build_config"}
+    return {key: without_shapes(value) for key, value in config.items() if key != "build_config"}
 
 
-def _plain_initializers(layer: Any, config: dict[str, Any]) -> dict[str, Any]:
+def plain_initializers(layer: Any, config: dict[str, Any]) -> dict[str, Any]:
     """Initialisers that hold arrays do not fit smaller weights, which are copied anyway."""
     return {
         key: "zeros"

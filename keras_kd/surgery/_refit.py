@@ -223,7 +223,7 @@ def _norm_after(walk: _Walk, node: Any, nodes: list[Any], outputs: set[int]) -> 
     channels = -1 if getattr(node.operation, "data_format", "channels_last") == "channels_last" else 1
     if not alone or norm.axis % len(given.shape) != channels % len(given.shape):
         return None
-    return walk.rebuilt.clones[id(norm)]
+    return walk.rebuilt.clones.get(id(norm))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,11 +23,12 @@ _MEMORY = 1 << 30  # bytes for what both networks hold at a time
 def checked_batches(model: Any, data: Any) -> Iterator[list[Any]]:
     """Flat inputs of the model's types; the first batch is looked at right away."""
     stream = _batching.batches(data, size=64, required=False)
-    first = _fitting(model, next(stream)[0])
-    return itertools.chain([first], (_fitting(model, batch[0]) for batch in stream))
+    first = fitting(model, next(stream)[0])
+    return itertools.chain([first], (fitting(model, batch[0]) for batch in stream))
 
 
-def _fitting(model: Any, x: Any) -> list[Any]:
+def fitting(model: Any, x: Any) -> list[Any]:
+    """Flat inputs of a batch, of the model's types."""
     wanted = _nodes.graph_of(model).inputs
     given = keras.tree.flatten(x)
     if isinstance(x, dict) and set(x) == {tensor.name for tensor in wanted}:
@@ -73,6 +74,7 @@ class Walk:
 
     def __init__(self, found: Analysis, rebuilt: Rebuilt | None = None) -> None:
         self.found, self._both = found, rebuilt
+        self._replacements = {} if rebuilt is None else rebuilt.replacements
         self.records = found.records
         self.alone = rebuilt is None
         self._rng = np.random.default_rng(0)
@@ -117,6 +119,7 @@ class Walk:
         nodes = list(_nodes.nodes_of(model))
         uses = collections.Counter(id(t) for node in nodes for t in node.arguments.keras_tensors)
         uses.update(id(t) for t in graph.outputs)
+        uses.update(id(one.reads) for one in self._replacements.values() if one.reads is not None)  # these may be read later
         for node in nodes:
             given = self._node(node, values, calls, nodes, {id(t) for t in graph.outputs})
             for one, several in zip(values, given, strict=True):
@@ -134,7 +137,8 @@ class Walk:
     ) -> tuple[list[Any], list[Any]]:
         operation, record = node.operation, self.records[id(node.operation)]
         calls *= len(record.outputs)
-        if _nodes.is_open(operation) and (inner := _nodes.inner_inputs(node)) is not None:
+        replaced = id(operation) in self._replacements
+        if _nodes.is_open(operation) and not replaced and (inner := _nodes.inner_inputs(node)) is not None:
             old, new = ([one[id(t)] for t in inner] for one in values)
             return self._through(operation, old, new, calls)
         self.visit(node, record, values, calls, nodes, outputs)
@@ -145,14 +149,15 @@ class Walk:
         return old, self._new(self._both, node, values[1])
 
     def _differs(self, rebuilt: Rebuilt, record: Record) -> bool:
-        return id(record.operation) in rebuilt.replacements or rebuilt.sliced(record)
+        return id(record.operation) in self._replacements or rebuilt.sliced(record)
 
     def _new(self, rebuilt: Rebuilt, node: Any, values: dict[int, Any]) -> list[Any]:
         """What the new network gives in the place of a call."""
-        replacement = rebuilt.replacements.get(id(node.operation))
+        replacement = self._replacements.get(id(node.operation))
         if replacement is None:
             return _call(rebuilt.clones[id(node.operation)], node, values)
-        given = values[id(node.arguments.keras_tensors[replacement.hands_on])]
+        read = node.arguments.keras_tensors[replacement.hands_on] if replacement.reads is None else replacement.reads
+        given = values[id(read)]
         for layer in replacement.layers:
             given = [layer(x) for x in given]
         return [given]

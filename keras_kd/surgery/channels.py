@@ -126,10 +126,11 @@ def remove_channels(model: Any, channels: Removals, *, data: Any = None, return_
     refits, skipped = ([], {}) if stream is None else refit(rebuilt, stream)
     if not return_report:
         return rebuilt.model
-    return rebuilt.model, _report(rebuilt, refits, skipped)
+    return rebuilt.model, report_of(rebuilt, refits, skipped)
 
 
-def _report(rebuilt: Rebuilt, refits: Sequence[Refit], skipped: Mapping[str, str]) -> SurgeryReport:
+def report_of(rebuilt: Rebuilt, refits: Sequence[Refit], skipped: Mapping[str, str]) -> SurgeryReport:
+    """What is left, what went, and what was fitted."""
     found = rebuilt.found
     kept, removed = {}, {}
     for name, (_, channels) in found.places().items():

@@ -136,30 +136,35 @@ def find_groups(model: Any) -> ChannelGraph:
 
 def describe(found: Analysis) -> ChannelGraph:
     """The groups of an analysis."""
+    pins = []
+    for record in found.records.values():
+        roots = [root for one in record.made.values() for root in found.roots[one].tolist()]
+        reasons: dict[str, list[int]] = {}
+        for index, root in enumerate(roots):
+            if root in found.pinned:
+                reasons.setdefault(found.pinned[root], []).append(index)
+        pins += [Pin(record.path, tuple(indices), reason) for reason, indices in reasons.items()]
+    return ChannelGraph(tuple(group for group, _ in groups_of(found)), tuple(pins), dict(found.unknown))
+
+
+def groups_of(found: Analysis) -> list[tuple[Group, np.ndarray]]:
+    """The groups of an analysis, and for each of their channels the root that stands for it."""
     places = {name: found.roots[channels] for name, (_, channels) in found.places().items()}
-    makers = [record for record in found.records.values() if record.made]
-    made = {record.path: np.concatenate([found.roots[one] for one in record.made.values()]) for record in makers}
+    made = [root for record in found.records.values() for one in record.made.values() for root in found.roots[one].tolist()]
     roles = _roles(found)
     occurrences: dict[int, list[tuple[str, int]]] = {}
     for name, roots in places.items():
         for root, count in zip(*(x.tolist() for x in np.unique(roots, return_counts=True)), strict=True):
             occurrences.setdefault(root, []).append((name, count))
     families: dict[Any, list[int]] = {}
-    for root in dict.fromkeys(root for roots in made.values() for root in roots.tolist()):
+    for root in dict.fromkeys(made):
         if root not in found.pinned:
             families.setdefault((tuple(occurrences.get(root, ())), *(roles[role].get(root, ()) for role in roles)), []).append(root)
     groups = []
     for (where, makers, carriers, readers), members in families.items():
         table = {name: _indices(places[name], members, count) for name, count in where}
-        groups.append(Group(len(members), makers, carriers, readers, table))
-    pins = []
-    for path, roots in made.items():
-        reasons: dict[str, list[int]] = {}
-        for index, root in enumerate(roots.tolist()):
-            if root in found.pinned:
-                reasons.setdefault(found.pinned[root], []).append(index)
-        pins += [Pin(path, tuple(indices), reason) for reason, indices in reasons.items()]
-    return ChannelGraph(tuple(groups), tuple(pins), dict(found.unknown))
+        groups.append((Group(len(members), makers, carriers, readers, table), np.asarray(members)))
+    return groups
 
 
 def _roles(found: Analysis) -> dict[str, dict[int, tuple[str, ...]]]:

@@ -7,7 +7,7 @@ pass and never written.
 
 import collections
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import keras
@@ -87,14 +87,24 @@ def folded(pairs: list[Pair], *, keep: list[Any]) -> Iterator[None]:
         yield
 
 
+def scale_and_bias(norm: Any, bias: Any, read: Callable[[Any], Any]) -> tuple[Any, Any]:
+    """What a batch normalisation makes of `x + bias` in inference: `x scale + bias`, of each channel.
+
+    Args:
+        norm: the layer.
+        bias: 0 for none.
+        read: gives the values of its variables.
+    """
+    scale = (read(norm.moving_variance) + norm.epsilon) ** -0.5  # (channels,)
+    scale = scale * read(norm.gamma) if norm.scale else scale
+    return scale, (bias - read(norm.moving_mean)) * scale + (read(norm.beta) if norm.center else 0.0)
+
+
 def _folded_call(pair: Pair) -> Any:
     layer, norm = pair
 
     def call(former: Any, inputs: Any) -> Any:
-        scale = ops.rsqrt(norm.moving_variance + norm.epsilon)  # (channels,)
-        scale = scale * norm.gamma if norm.scale else scale
-        bias = (layer.bias if layer.use_bias else 0.0) - norm.moving_mean
-        bias = bias * scale + (norm.beta if norm.center else 0.0)
+        scale, bias = scale_and_bias(norm, layer.bias if layer.use_bias else 0.0, ops.convert_to_tensor)
         options = {name: getattr(layer, name) for name in ("strides", "padding", "dilation_rate", "data_format")}
         if isinstance(layer, layers.DepthwiseConv2D):
             kernel = layer.kernel * ops.reshape(scale, layer.kernel.shape[2:])  # (height, width, channels, multiplier)

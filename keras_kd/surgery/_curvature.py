@@ -1,0 +1,240 @@
+"""What do the outputs lose without a channel, and how well do the others stand for it? Moments of values and of gradients."""
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from keras import ops
+
+from keras_kd import _outputs
+from keras_kd.surgery import _nodes, _reading
+from keras_kd.surgery._analysis import Analysis
+
+_ROWS = 16384
+_RIDGE = 1e-3  # of the mean variance
+
+
+@dataclasses.dataclass
+class ReadPoint:
+    """A tensor that a layer reads channels from.
+
+    Attributes:
+        axis: where its channels are.
+        roots: of its channels, each once.
+        table: `(positions, roots)`, where each of them stands along the axis; None where some stand more often than others.
+        inverse: for each place along the axis, which root it is.
+    """
+
+    axis: int
+    roots: np.ndarray
+    table: np.ndarray | None
+    inverse: np.ndarray
+
+    def rows(self, x: Any) -> Any:
+        """`(samples, rows, roots)` of a batch; what stands several times along the axis is one row each."""
+        x = ops.cast(ops.moveaxis(x, self.axis, -1), "float32")
+        if self.table is not None and len(self.table) == 1:
+            return ops.reshape(ops.take(x, self.table[0], -1), (x.shape[0], -1, len(self.roots)))
+        if self.table is not None:
+            return ops.reshape(ops.take(x, self.table, -1), (x.shape[0], -1, len(self.roots)))
+        spread = np.eye(len(self.roots), dtype="float32")[self.inverse] / np.bincount(self.inverse)
+        return ops.reshape(ops.matmul(x, spread), (x.shape[0], -1, len(self.roots)))
+
+
+def read_points(found: Analysis) -> dict[tuple[int, int], ReadPoint]:
+    """Where channels are read that can go, by `id` of the call and of the tensor."""
+    points: dict[tuple[int, int], ReadPoint] = {}
+    for node in _nodes.calls_of(found.model):
+        record = found.records[id(node.operation)]
+        read = {root for one in _reading.read_axes(record) for root in found.roots[one].tolist()}
+        given = {root for t in node.outputs for one in found.labels[id(t)] if one is not None for root in found.roots[one].tolist()}
+        for tensor in node.arguments.keras_tensors:
+            for axis, atoms in enumerate(found.labels[id(tensor)]):
+                roots = found.rooted(atoms)
+                ending = [root for root in set(roots.tolist()) if (root in read or root not in given) and root not in found.pinned]
+                if ending:
+                    points[id(node), id(tensor)] = _point(axis, roots)
+    return points
+
+
+def _point(axis: int, roots: np.ndarray) -> ReadPoint:
+    unique, inverse, counts = np.unique(roots, return_inverse=True, return_counts=True)
+    even = bool(np.all(counts == counts[0]))
+    table = np.argsort(roots, kind="stable").reshape(len(unique), -1).T if even else None
+    return ReadPoint(axis, unique, table, inverse)
+
+
+def gradients(
+    found: Analysis, points: dict[tuple[int, int], ReadPoint], inputs: list[Any], loss: Callable[[list[Any]], Any]
+) -> list[tuple[ReadPoint, Any, Any]]:
+    """Values at all read points, in `ReadPoint.rows`, and the gradients of the sum of a loss over the samples."""
+    seen: list[tuple[ReadPoint, Any]] = []
+
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+
+        def before(node: Any, values: dict[int, Any]) -> dict[int, Any]:
+            for key in list(values):
+                point = points.get((id(node), key))
+                if point is not None:
+                    values[key] = tf.identity(values[key])
+                    tape.watch(values[key])
+                    seen.append((point, values[key]))
+            return values
+
+        for x in inputs:
+            tape.watch(x)  # so that what comes before the first read point is no constant
+        total = loss(_nodes.run(found.model, inputs, before))
+    found_gradients = tape.gradient(total, [value for _, value in seen])
+    return [
+        (point, point.rows(value), point.rows(gradient))
+        for (point, value), gradient in zip(seen, found_gradients, strict=True)
+        if gradient is not None
+    ]
+
+
+class Chance:
+    """A random sum of a model's outputs: the mean square of its gradient is what the outputs' squares change by (Hutchinson).
+
+    Probabilities count by their logarithms, so that it is as if they were logits. Outputs are divided by their spread.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._kinds = _outputs.output_kinds(model)
+        self._rng = np.random.default_rng(0)
+        self._scales: list[float] = []
+
+    def __call__(self, outputs: list[Any]) -> Any:
+        values = [as_logits(value, kind) for value, kind in zip(outputs, self._kinds, strict=True)]
+        if not self._scales:
+            self._scales = [1 / max(float(tf.math.reduce_std(value)), 1e-12) for value in values]
+        signs = [self._rng.choice(np.asarray([-1, 1], "float32"), value.shape) for value in values]
+        return sum(
+            ops.sum(value * sign) * scale / np.sqrt(max(value[0].shape.num_elements(), 1))
+            for value, sign, scale in zip(values, signs, self._scales, strict=True)
+        )
+
+
+def as_logits(value: Any, kind: str | None) -> Any:
+    """An output in single precision; the logarithm of probabilities."""
+    value = ops.cast(value, "float32")
+    if kind == _outputs.SOFTMAX:
+        return ops.log(ops.maximum(value, 1e-7))
+    if kind == _outputs.SIGMOID:
+        value = ops.clip(value, 1e-7, 1 - 1e-7)
+        return ops.log(value) - ops.log(1 - value)
+    return value
+
+
+@dataclasses.dataclass
+class _Seen:
+    """Sums over rows of one read point."""
+
+    rows: float
+    total: np.ndarray
+    products: np.ndarray
+    gradients: np.ndarray
+
+
+class Curvature:
+    """Second moments of what is read at each point, and of the gradient there.
+
+    The outputs change by `E (g' d)^2` if the values change by `d`. With values and gradients taken as independent of each other
+    (Martens, Grosse 2015) and `d` what the kept channels do not give by a linear map, that is the trace of `E g g'` times the
+    covariance of `d`.
+
+    Args:
+        found: analysis of the model.
+        batches: inputs, flat, batch by batch.
+        samples: how many there are in all.
+    """
+
+    def __init__(self, found: Analysis, batches: Iterable[list[Any]], samples: int) -> None:
+        points, loss, rng = read_points(found), Chance(found.model), np.random.default_rng(0)
+        sums: dict[int, _Seen] = {}
+        self.points: list[ReadPoint] = []
+        for batch in batches:
+            for point, values, slopes in gradients(found, points, batch, loss):
+                if id(point) not in sums:
+                    n = len(point.roots)
+                    sums[id(point)] = _Seen(0, np.zeros(n), np.zeros((n, n)), np.zeros((n, n)))
+                    self.points.append(point)
+                self._add(sums[id(point)], values, slopes, rng, samples)
+        self._precisions, self._metrics = {}, {}
+        for point in self.points:
+            one = sums[id(point)]
+            mean = one.total / one.rows
+            covariance = one.products / one.rows - np.outer(mean, mean)
+            ridge = _RIDGE * float(np.trace(covariance)) / len(mean) or 1.0
+            self._precisions[id(point)] = np.linalg.inv(covariance + ridge * np.eye(len(mean)))
+            self._metrics[id(point)] = one.gradients / samples
+
+    def _add(self, one: _Seen, values: Any, slopes: Any, rng: np.random.Generator, samples: int) -> None:
+        width, count = values.shape[-1], values.shape[1]
+        most = max(_ROWS, 8 * width) // samples + 1
+        if count > most:
+            chosen = np.sort(rng.choice(count, most, replace=False))
+            values, slopes = (ops.take(x, chosen, 1) for x in (values, slopes))
+        values, slopes = (ops.reshape(x, (-1, width)) for x in (values, slopes))
+        one.rows += len(values)
+        one.total += np.sum(values, 0, dtype="float64")
+        one.products += np.asarray(ops.matmul(ops.transpose(values), values), "float64")
+        one.gradients += np.asarray(ops.matmul(ops.transpose(slopes), slopes), "float64") * max(count / most, 1)
+
+    def order(self, roots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """In which order channels of one group go, each the one that then costs least, and what all removed ones cost.
+
+        Returns:
+            Their numbers, `(channels,)`, and the cost after each, `(channels,)`, in shares of the outputs' variance.
+        """
+        precisions, metrics = [], []
+        for point in self.points:
+            at = np.searchsorted(point.roots, roots)
+            if np.array_equal(point.roots[np.minimum(at, len(point.roots) - 1)], roots):
+                precisions.append(self._precisions[id(point)][np.ix_(at, at)])
+                metrics.append(self._metrics[id(point)][np.ix_(at, at)])
+        if not precisions:
+            return np.arange(len(roots)), np.zeros(len(roots))
+        return eliminate(np.stack(precisions), np.stack(metrics))
+
+
+def eliminate(precisions: np.ndarray, metrics: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Removes variables one after the other, each time that whose absence costs least when the others stand for it.
+
+    Args:
+        precisions: `(points, n, n)`, inverse covariances.
+        metrics: `(points, n, n)`, what errors cost: `d' M d`.
+
+    Returns:
+        The order, `(n,)`, and the summed cost after each, `(n,)`.
+    """
+    precisions, metrics = precisions.copy(), metrics.copy()
+    n = precisions.shape[1]
+    left, order, costs, total = np.arange(n), [], [], 0.0
+    at_once = max(n // 256, 1)
+    while len(left):
+        diagonal = np.einsum("pii->pi", precisions)
+        scores = np.sum(np.einsum("pii->pi", metrics) / diagonal, 0)
+        gone = np.argsort(scores, kind="stable")[:at_once]
+        order += left[gone].tolist()
+        keep = np.ones(len(left), bool)
+        keep[gone] = False
+        kept = np.flatnonzero(keep)
+        inner = np.linalg.inv(precisions[:, gone[:, None], gone])
+        lost = np.einsum("pij,pji->p", metrics[:, gone[:, None], gone], inner)  # trace of the metric times the errors' covariance
+        shares = np.cumsum(scores[gone]) / max(float(scores[gone].sum()), 1e-300)
+        costs += (total + float(lost.sum()) * shares).tolist()
+        total += float(lost.sum())
+        across = precisions[:, kept[:, None], gone]  # (points, kept, gone)
+        maps = across @ inner
+        cross = metrics[:, gone[:, None], kept]  # (points, gone, kept)
+        metrics = (
+            metrics[:, kept[:, None], kept]
+            - maps @ cross
+            - np.swapaxes(maps @ cross, 1, 2)
+            + maps @ metrics[:, gone[:, None], gone] @ np.swapaxes(maps, 1, 2)
+        )
+        precisions = precisions[:, kept[:, None], kept] - maps @ np.swapaxes(across, 1, 2)
+        left = left[kept]
+    return np.asarray(order), np.asarray(costs)
