@@ -12,7 +12,8 @@ from keras_kd import _outputs
 from keras_kd.surgery import _nodes, _reading
 from keras_kd.surgery._analysis import Analysis
 
-_ROWS = 16384
+_WORK = 4e10  # multiply-accumulates for the moments of one read point
+_LEAST = 8  # rows a channel, whatever the work
 _RIDGE = 1e-3  # of the mean variance
 
 
@@ -74,18 +75,18 @@ def gradients(
 
     with tf.GradientTape(watch_accessed_variables=False) as tape:
 
-        def before(node: Any, values: dict[int, Any]) -> dict[int, Any]:
+        def call(node: Any, values: dict[int, Any]) -> list[Any]:
             for key in list(values):
                 point = points.get((id(node), key))
                 if point is not None:
                     values[key] = tf.identity(values[key])
                     tape.watch(values[key])
                     seen.append((point, values[key]))
-            return values
+            return _nodes.called(node.operation, node, values)
 
         for x in inputs:
             tape.watch(x)  # so that what comes before the first read point is no constant
-        total = loss(_nodes.run(found.model, inputs, before))
+        total = loss(_nodes.run(found.model, inputs, call))
     found_gradients = tape.gradient(total, [value for _, value in seen])
     return [
         (point, point.rows(value), point.rows(gradient))
@@ -172,7 +173,7 @@ class Curvature:
 
     def _add(self, one: _Seen, values: Any, slopes: Any, rng: np.random.Generator, samples: int) -> None:
         width, count = values.shape[-1], values.shape[1]
-        most = max(_ROWS, 8 * width) // samples + 1
+        most = int(max(_WORK / width**2, _LEAST * width) / samples) + 1
         if count > most:
             chosen = np.sort(rng.choice(count, most, replace=False))
             values, slopes = (ops.take(x, chosen, 1) for x in (values, slopes))

@@ -52,13 +52,13 @@ def tensors_in(arguments: Any) -> list[Any]:
     return [one for one in keras.tree.flatten(arguments) if isinstance(one, keras.KerasTensor)]
 
 
-def run(model: Any, inputs: list[Any], before: Callable[[Any, dict[int, Any]], dict[int, Any]]) -> list[Any]:
-    """Computes a model call by call, in inference.
+def run(model: Any, inputs: list[Any], call: Callable[[Any, dict[int, Any]], list[Any]]) -> list[Any]:
+    """Computes a model call by call.
 
     Args:
         model: whose graph is walked; nested ones are entered.
         inputs: a value for each of its inputs.
-        before: function of a call and of what it reads, by `id` of the symbolic tensors, that gives what it shall read.
+        call: function of a call and of what it reads, by `id` of the symbolic tensors, that gives its outputs.
 
     Returns:
         A value for each of its outputs.
@@ -66,14 +66,16 @@ def run(model: Any, inputs: list[Any], before: Callable[[Any, dict[int, Any]], d
     graph = graph_of(model)
     values = {id(tensor): value for tensor, value in zip(graph.inputs, inputs, strict=True)}
     for node in nodes_of(model):
-        operation, read = node.operation, {id(t): values[id(t)] for t in node.arguments.keras_tensors}
-        inner = inner_inputs(node) if is_open(operation) else None
-        if inner is not None:
-            given = run(operation, [read[id(t)] for t in inner], before)
-        else:
-            args, kwargs = node.arguments.fill_in(before(node, read))
-            if getattr(operation, "_call_has_training_arg", False):
-                kwargs = {**kwargs, "training": False}
-            given = keras.tree.flatten(operation(*args, **kwargs))
+        read = {id(t): values[id(t)] for t in node.arguments.keras_tensors}
+        inner = inner_inputs(node) if is_open(node.operation) else None
+        given = call(node, read) if inner is None else run(node.operation, [read[id(t)] for t in inner], call)
         values.update({id(tensor): value for tensor, value in zip(node.outputs, given, strict=True)})
     return [values[id(tensor)] for tensor in graph.outputs]
+
+
+def called(operation: Any, node: Any, read: dict[int, Any]) -> list[Any]:
+    """What an operation gives in inference for the arguments of a call."""
+    args, kwargs = node.arguments.fill_in(read)
+    if getattr(operation, "_call_has_training_arg", False):
+        kwargs = {**kwargs, "training": False}
+    return list(keras.tree.flatten(operation(*args, **kwargs)))

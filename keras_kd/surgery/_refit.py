@@ -9,11 +9,14 @@ import numpy as np
 
 from keras_kd._moments import Moments
 from keras_kd.surgery import _nodes, _reading, _side_by_side
+from keras_kd.surgery._gates import Gate, gate_after, through_gate
 from keras_kd.surgery._reading import Channels, Part
 from keras_kd.surgery._rebuild import Rebuilt
 from keras_kd.surgery._visits import Record
 
 _PENALTIES = (1e-12, 1e-9, 1e-7, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # relative to the inputs' mean square
+_GATED_COLUMNS = 1536  # rows of more are not kept
+_EXACT = 1e-4  # share of the variance below which a fit is left as it is
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,12 +66,14 @@ class _Sums:
         unseen: on others.
         targets: of what it shall give, on these.
         channels: of what each position of a channel reads and is off by, whichever position it is.
+        rows: what is read and what shall be given, batch by batch, where a ReLU follows.
     """
 
     seen: Moments
     unseen: Moments
     targets: Moments
     channels: Moments
+    rows: list[tuple[np.ndarray, np.ndarray]] = dataclasses.field(default_factory=list)
 
 
 class _Walk(_side_by_side.Walk):
@@ -114,9 +119,9 @@ class _Walk(_side_by_side.Walk):
     ) -> None:
         """Fits what reads less."""
         if _reading.reads_less(self.rebuilt, record):
-            self._fit(node, record, values, calls, _norm_after(self, node, nodes, outputs))
+            self._fit(node, record, values, calls, *followers(self, node, nodes, outputs))
 
-    def _fit(self, node: Any, record: Record, values: list[dict[int, Any]], calls: int, norm: Any) -> None:
+    def _fit(self, node: Any, record: Record, values: list[dict[int, Any]], calls: int, norm: Any, gate: Gate | None) -> None:
         """Fits a layer where it stands; those with several calls are only looked at, in a walk of their own."""
         if (calls > 1) != (self.shared is not None):
             return
@@ -127,8 +132,8 @@ class _Walk(_side_by_side.Walk):
         if self.shared is None:
             sums = [_empty(part) for part in parts]
             for part, one in zip(parts, sums, strict=True):
-                self._gather(part, one, *(each[id(part.source)] for each in values))
-            self._finish(record.path, parts, sums, norm)
+                self._gather(part, one, *(each[id(part.source)] for each in values), seen=gate)
+            self._finish(record.path, parts, sums, norm, gate)
             return
         several = self.shared.setdefault(record.path, [(part, _empty(part)) for part in parts])
         for part, (_, one) in zip(parts, several, strict=True):
@@ -143,7 +148,7 @@ class _Walk(_side_by_side.Walk):
                 value = keras.ops.take(value, np.flatnonzero(self.rebuilt.keep[atoms]), axis=axis)
         return value
 
-    def _gather(self, part: Part, sums: _Sums, old: list[Any], new: list[Any]) -> None:
+    def _gather(self, part: Part, sums: _Sums, old: list[Any], new: list[Any], *, seen: Gate | None = None) -> None:
         """Takes in rows of all batches: three quarters of the samples to fit, the last quarter to choose the penalty."""
         offset = 0.0 if part.bias is None else part.bias
         begin = 0.0 if part.begin is None else part.begin
@@ -155,11 +160,13 @@ class _Walk(_side_by_side.Walk):
             sums.seen.add(Moments.of(pairs[fits]))
             sums.unseen.add(Moments.of(pairs[~fits]))
             sums.targets.add(Moments.of(wanted[~fits]))
+            if seen is not None and len(part.start) <= _GATED_COLUMNS:
+                sums.rows.append((read, wanted))
             if part.channels is not None:
                 rows = _of_channels(part.channels, part.rows(before, True, chosen)[fits], read[fits])
                 sums.channels.add(Moments.of(rows[:: max(len(rows) * len(old) // _side_by_side.LEAST_ROWS, 1)]))
 
-    def _finish(self, path: str, parts: list[Part], sums: list[_Sums], norm: Any) -> None:
+    def _finish(self, path: str, parts: list[Part], sums: list[_Sums], norm: Any, gate: Gate | None = None) -> None:
         """Solves, and writes what is better than the old weights."""
         fits = []
         for part, one in zip(parts, sums, strict=True):
@@ -171,10 +178,11 @@ class _Walk(_side_by_side.Walk):
             fits.append(fit)
             if fit.l2 is None:
                 continue
-            part.write(part.start + fit.kernel, None if part.begin is None else part.begin + fit.bias)
+            kernel, bias = _through(gate, part, one, fit, free)
+            part.write(part.start + kernel, None if part.begin is None else part.begin + bias)
             if takes is not None:  # the constant that a layer without bias cannot give
                 mean = np.asarray(keras.ops.convert_to_numpy(takes.moving_mean), "float64")
-                mean[part.outputs] -= fit.bias
+                mean[part.outputs] -= bias
                 takes.moving_mean.assign(mean)
         energy = sum(float(np.trace(one.targets.scatter)) for one in sums) or 1.0
         errors = [sum(getattr(fit, name) for fit in fits) / energy for name in ("before", "after")]
@@ -183,10 +191,25 @@ class _Walk(_side_by_side.Walk):
         self.done[path] = Refit(path, len(parts[0].start), rows, errors[0], errors[1], max(penalties, default=None))
 
 
+def _through(gate: Gate | None, part: Part, sums: _Sums, fit: "_Fit", free: bool) -> tuple[np.ndarray, np.ndarray]:
+    """What to add to a part's kernel and bias: the fit, and where a ReLU follows, what is better behind that."""
+    rows = sum(len(read) for read, _ in sums.rows)
+    is_exact = fit.after <= _EXACT * float(np.trace(sums.targets.scatter))
+    if gate is None or fit.l2 is None or is_exact or rows < 4 * len(part.start):
+        return fit.kernel, fit.bias
+    start = part.start.astype("float64"), np.zeros(part.start.shape[1]) if part.begin is None else part.begin.astype("float64")
+    pairs = np.concatenate([read for read, _ in sums.rows]), np.concatenate([wanted for _, wanted in sums.rows])
+    fitted = start[0] + fit.kernel, start[1] + fit.bias
+    l2 = fit.l2 if np.isfinite(fit.l2) else _PENALTIES[-1]
+    kernel, bias = through_gate(gate.part(part.outputs), pairs, fitted, start, l2, free)
+    return kernel - start[0], bias - start[1]
+
+
 def _empty(part: Part) -> _Sums:
     columns, outputs = part.start.shape
     width = 0 if part.channels is None else len(part.channels.keep) + part.channels.new.shape[1]
-    return _Sums(*(Moments.empty(n) for n in (columns + outputs, columns + outputs, outputs, width)))
+    seen, unseen, targets, channels = (Moments.empty(n) for n in (columns + outputs, columns + outputs, outputs, width))
+    return _Sums(seen, unseen, targets, channels)
 
 
 def _of_channels(channels: Channels, old: np.ndarray, new: np.ndarray) -> np.ndarray:
@@ -210,6 +233,11 @@ def _origins(part: Part, moments: Moments) -> Iterator[np.ndarray]:
         correction = np.zeros(part.start.shape)
         correction[part.channels.new.ravel()] = (shared @ kernels).reshape(-1, kernels.shape[-1])
         yield correction
+
+
+def followers(walk: _Walk, node: Any, nodes: list[Any], outputs: set[int]) -> tuple[Any, Gate | None]:
+    """What follows a call: the batch normalisation that can take a constant, and the ReLU through which the outputs are seen."""
+    return _norm_after(walk, node, nodes, outputs), gate_after(walk.rebuilt, node, nodes, outputs)
 
 
 def _norm_after(walk: _Walk, node: Any, nodes: list[Any], outputs: set[int]) -> Any:

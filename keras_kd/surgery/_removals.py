@@ -8,7 +8,7 @@ from keras_kd.surgery import _nodes, _places, _reading
 from keras_kd.surgery._analysis import Analysis
 from keras_kd.surgery._places import Block, Graph, Place, inputs_of
 from keras_kd.surgery._rebuild import Rebuilt, Replacement
-from keras_kd.surgery._refit import Refit, _norm_after, _Walk
+from keras_kd.surgery._refit import Refit, _Walk, followers
 from keras_kd.surgery._visits import Record
 
 
@@ -175,4 +175,4 @@ class _Neighbours(_Walk):
     ) -> None:
         """Fits these layers."""
         if id(node.operation) in self.readers:
-            self._fit(node, record, values, calls, _norm_after(self, node, nodes, outputs))
+            self._fit(node, record, values, calls, *followers(self, node, nodes, outputs))

@@ -167,10 +167,7 @@ def _call(operation: Any, node: Any, values: dict[int, Any]) -> list[Any]:
     """What an operation gives for all batches, in inference: for each of its outputs, a list."""
     given = []
     for index in range(len(next(iter(values.values())))):
-        args, kwargs = node.arguments.fill_in({id(t): values[id(t)][index] for t in node.arguments.keras_tensors})
-        if getattr(operation, "_call_has_training_arg", False):
-            kwargs = {**kwargs, "training": False}
-        given.append(keras.tree.flatten(operation(*args, **kwargs)))
+        given.append(_nodes.called(operation, node, {id(t): values[id(t)][index] for t in node.arguments.keras_tensors}))
     return [list(one) for one in zip(*given, strict=True)]
 
 

@@ -224,7 +224,7 @@ def _losses(model: Any, samples: Samples, loss: Any) -> list[Callable[[list[Any]
         chance = _curvature.Chance(model)
         return [chance] * len(samples)
     graph = _nodes.graph_of(model)
-    outputs = _nodes.run(model, samples[0][0], lambda node, values: values)
+    outputs = _nodes.run(model, samples[0][0], lambda node, values: _nodes.called(node.operation, node, values))
     task = _arguments.task_of(model, outputs, samples[0][1], None, loss)
 
     def made(y: Any) -> Callable[[list[Any]], Any]:
