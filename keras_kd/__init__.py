@@ -4,8 +4,11 @@
 from keras_kd import _backend  # noqa: F401  # first: says clearly when the backend is not TensorFlow
 
 # isort: on
+import importlib
+from types import ModuleType
+from typing import TYPE_CHECKING
+
 from keras_kd import (
-    analysis,
     callbacks,
     export,
     layers,
@@ -14,9 +17,7 @@ from keras_kd import (
     profile,
     quantized,
     regularizers,
-    report,
     schedules,
-    surgery,
     teachers,
 )
 from keras_kd._tunable import Tunable
@@ -24,6 +25,9 @@ from keras_kd._version import __version__
 from keras_kd.distiller import Distiller
 from keras_kd.mutual import MutualDistiller
 from keras_kd.recording import Recording, record_teacher
+
+if TYPE_CHECKING:
+    from keras_kd import analysis, report, surgery
 
 __all__ = [
     "Distiller",
@@ -46,3 +50,15 @@ __all__ = [
     "surgery",
     "teachers",
 ]
+
+_ON_DEMAND = ("analysis", "report", "surgery")  # imported when first used: training needs none of them
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name in _ON_DEMAND:
+        return importlib.import_module(f"keras_kd.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_ON_DEMAND})
