@@ -1,7 +1,7 @@
 """What do the outputs lose without a channel, and how well do the others stand for it? Moments of values and of gradients."""
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from keras_kd.surgery._analysis import Analysis
 _WORK = 4e10  # multiply-accumulates for the moments of one read point
 _LEAST = 8  # rows a channel, whatever the work
 _RIDGE = 1e-3  # of the mean variance
+_MEMORY = 1 << 29  # bytes for a pass with gradients
 
 
 @dataclasses.dataclass
@@ -95,6 +96,18 @@ def gradients(
     ]
 
 
+def _samples_at_once(model: Any) -> int:
+    """How many samples a pass with gradients may have: it holds what all layers give, the gradients, and copies at read points."""
+    held = sum(int(np.prod([n or 64 for n in t.shape[1:]], initial=4.0)) for node in _nodes.calls_of(model) for t in node.outputs)
+    return max(_MEMORY // (3 * max(held, 1)), 1)
+
+
+def _parted(batches: Iterable[list[Any]], most: int) -> Iterator[list[Any]]:
+    for batch in batches:
+        for at in range(0, len(batch[0]), most):
+            yield [x[at : at + most] for x in batch]
+
+
 class Chance:
     """A random sum of a model's outputs: the mean square of its gradient is what the outputs' squares change by (Hutchinson).
 
@@ -156,7 +169,7 @@ class Curvature:
         points, loss, rng = read_points(found), Chance(found.model), np.random.default_rng(0)
         sums: dict[int, _Seen] = {}
         self.points: list[ReadPoint] = []
-        for batch in batches:
+        for batch in _parted(batches, _samples_at_once(found.model)):
             for point, values, slopes in gradients(found, points, batch, loss):
                 if id(point) not in sums:
                     n = len(point.roots)
@@ -263,11 +276,11 @@ class _Elimination:
         """Removes some variables; what they cost together: the trace of the metric times the errors' covariance."""
         across = self._precision[:, gone] - self._u @ self._u[gone].T  # (n, gone)
         cross = self._metric[:, gone] - self._x @ self._y[gone].T  # (n, gone)
-        inverse = np.linalg.inv(across[gone])
+        root = np.linalg.inv(np.linalg.cholesky(across[gone]))
+        inverse = root.T @ root
         among = cross[gone]
         maps = across @ inverse
         halved = cross - maps @ among / 2
-        root = np.linalg.inv(np.linalg.cholesky(across[gone]))
         self._u = np.concatenate([self._u, across @ root.T], axis=1)
         self._x = np.concatenate([self._x, maps, halved], axis=1)
         self._y = np.concatenate([self._y, halved, maps], axis=1)
