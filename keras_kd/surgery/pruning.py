@@ -130,7 +130,7 @@ def prune_channels(
             f'`data` must be given with criterion="{criterion}": some hundreds of inputs, without labels. Received: data=None. '
             'Without any: criterion="magnitude".'
         )
-    samples = None if data is None else _held(model, data, labels)
+    samples = None if data is None else held(model, data, labels)
     orders, curves = _orders(found, groups, criterion, samples, loss, verbose)
     by_worth = criterion in ("redundancy", "taylor", "fisher")
     planner = Planner(found, groups, costs, wanted, (scope, round_to, min_channels, by_worth))
@@ -172,7 +172,7 @@ def _number(value: float | None, whole: int) -> float | None:
 Samples = list[tuple[list[Any], Any]]
 
 
-def _held(model: Any, data: Any, labels: Any) -> Samples:
+def held(model: Any, data: Any, labels: Any) -> Samples:
     """Batches of flat inputs and labels, as many as both networks can hold."""
     room = _side_by_side.samples_that_fit(model)
     kept: Samples = []
