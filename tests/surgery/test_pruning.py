@@ -261,7 +261,7 @@ def test_what_a_relu_hides_is_no_error():
         {"macs": 0.7, "criterion": "batch_norm", "min_channels": 5},
         {"parameters": 0.8, "criterion": lambda model, group: np.arange(group.channels)},
     ],
-    ids=str,
+    ids=["macs", "by layer", "both budgets", "magnitude", "multiples of 4", "at least 5", "own criterion"],
 )
 def test_budgets_hold_and_the_original_stays(options):
     model, x = network(), images()
@@ -365,7 +365,7 @@ def test_a_file_of_a_faster_model_takes_at_most_the_wanted_time():
         ({"macs": 0.5, "criterion": lambda model, group: [1.0]}, "`criterion` must give a finite number"),
         ({"macs": 0.001}, r"the smallest is macs=[\d,]+ \("),
     ],
-    ids=str,
+    ids=range(16),
 )
 def test_bad_input_is_refused_by_name(options, told):
     model = network()
