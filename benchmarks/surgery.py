@@ -10,7 +10,7 @@ Parts, each stored run by run in `runs/surgery`, so that the next start goes on 
     python benchmarks/surgery.py --tuning   # fine-tuning and distillation of what is left: hours
     python benchmarks/surgery.py --latency  # the time of one inference of the LiteRT files, in turn
 
-Every finished part is written to benchmarks/results/surgery.json, with the machine's description, and drawn to surgery.png.
+Every finished part is written to benchmarks/results/surgery.json, drawn to surgery.png, and its table put into docs/surgery.md.
 """
 
 import argparse
@@ -35,6 +35,8 @@ from keras_kd import export, profile, surgery
 ROOT = pathlib.Path(__file__).parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "surgery.json"
 PICTURE = RESULT.with_suffix(".png")
+PAGE = ROOT / "docs" / "surgery.md"
+MARKERS = ("<!-- surgery:begin -->", "<!-- surgery:end -->")
 CACHE = ROOT / "runs" / "surgery"
 SEEDS = (0, 1, 2)
 SHARES = (0.85, 0.7, 0.5, 0.35, 0.25)
@@ -247,6 +249,26 @@ def verdicts(lost: dict[str, Any], curves: dict[str, Any]) -> list[dict[str, Any
     return [*found, {"claim": "seconds of one prune_channels", "found": seconds, "limit": 30, "holds": seconds <= 30}]
 
 
+def section(result: dict[str, Any]) -> str:
+    """The table of docs/surgery.md."""
+    lines = ["| points lost, mean (most) of three seeds | " + " | ".join(f"{share:.0%} of the MACs" for share in SHARES) + " |"]
+    lines.append("|---|" + "---|" * len(SHARES))
+    runs = [(method, fit) for fit in ("refit", "weights") for method in METHODS]
+    for method, fit in [runs[0], (ROAD, "refit"), *runs[1:]]:
+        cells = []
+        for share in SHARES:
+            one = result["points_lost"].get(f"{share}/{method}/{fit}")
+            cells.append("" if one is None else f"{one['points_lost']:.1f} ({one['most']:.1f})")
+        lines.append(f"| {method}{', not refitted' * (fit == 'weights')} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def write_table(result: dict[str, Any], page: pathlib.Path = PAGE) -> None:
+    """Puts the table into the page."""
+    before, rest = page.read_text().split(MARKERS[0])
+    page.write_text(f"{before}{MARKERS[0]}\n{section(result)}\n{MARKERS[1]}{rest.split(MARKERS[1])[1]}")
+
+
 def draw(curves: dict[str, Any]) -> None:
     """Accuracy over multiply-accumulates, without any training."""
     from matplotlib import figure
@@ -314,6 +336,7 @@ def main() -> int:
     }
     RESULT.write_text(json.dumps(result, indent=1) + "\n")
     draw(curves)
+    write_table(result)
     show(result)
     return 0
 

@@ -1,6 +1,7 @@
 """What can leave a network, what can be thinner, and what takes over the work? New, smaller models; nothing is changed in place."""
 
 from keras_kd.surgery._refit import Refit
+from keras_kd.surgery.applying import ApplyReport, StepResult, apply
 from keras_kd.surgery.channels import SurgeryReport, remove_channels
 from keras_kd.surgery.depth import LinearizeReport, RemovalReport, linearize, remove_layers
 from keras_kd.surgery.graph import ChannelGraph, Group, Pin, find_groups
@@ -10,6 +11,7 @@ from keras_kd.surgery.pruning import PruningReport, prune_channels
 from keras_kd.surgery.transfer import Transferred, TransferReport, kept_channels, transfer_weights
 
 __all__ = [
+    "ApplyReport",
     "ChannelGraph",
     "Factorization",
     "FactorizationReport",
@@ -20,9 +22,11 @@ __all__ = [
     "PruningReport",
     "Refit",
     "RemovalReport",
+    "StepResult",
     "SurgeryReport",
     "TransferReport",
     "Transferred",
+    "apply",
     "factorize",
     "find_groups",
     "fold_batch_norm",

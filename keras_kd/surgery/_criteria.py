@@ -32,17 +32,20 @@ def magnitudes(found: Analysis, groups: Groups) -> list[np.ndarray]:
 def _squares(found: Analysis, record: Any, roots: np.ndarray) -> np.ndarray:
     """Sum of the squares of what a layer's kernels have for each root that it makes."""
     total = np.zeros(len(roots))
-    made = {root for one in record.made.values() for root in found.roots[one].tolist()}
+    made = np.concatenate([*record.made.values()])
+    place = {root: index for index, root in enumerate(roots.tolist())}
     for variable in record.operation.variables:
         axes = record.weights.get(id(variable), ())
         if not variable.name.endswith("kernel") and variable.name != "embeddings":
             continue
         values = np.square(np.asarray(keras.ops.convert_to_numpy(variable), "float64"))
         for axis, atoms in enumerate(axes):
-            if atoms is None or not made.issuperset(found.roots[atoms].tolist()):
+            if atoms is None or not np.isin(atoms, made).all():  # of what it reads
                 continue
             sums = values.sum(tuple(other for other in range(values.ndim) if other != axis))
-            total += [sums[found.roots[atoms] == root].sum() for root in roots]
+            for root, one in zip(found.roots[atoms].tolist(), sums.tolist(), strict=True):
+                if root in place:
+                    total[place[root]] += one
     return total
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from keras_kd.surgery._rebuild import Rebuilt
 
-_STEPS = 8
+_STEPS = 12
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,11 +105,13 @@ def through_gate(
     """Changes a least squares fit so that it fits what is seen through a ReLU.
 
     ```
-    min over W, b of  sum_i |relu(z_i) - relu(W' a_i + b)|^2 + l2 |W - W_0|^2      (both in the ReLU's own scale)
+    min over W, b of  sum_i c(z_i, W' a_i + b) + l2 |W - W_0|^2
+    c(z, p) = (z - p)^2 where z is seen,  max(p, 0)^2 where it is below 0      (in the ReLU's own scale, before it)
     ```
 
-    Each step is a least squares fit to targets that leave out what the ReLU hides, so that it never gets worse (Zhang et al. 2016
-    solve the same with another relaxation); all steps share one inverse, and the momentum of Nesterov makes them few.
+    This is convex, and no less than what differs behind the ReLU. Each step is a least squares fit to targets without what the ReLU
+    hides, so that it never gets worse; all steps share one inverse, and the momentum of Nesterov makes them few. (Zhang et al. 2016
+    fit through a ReLU by alternating with free targets.)
 
     Args:
         gate: of the outputs.

@@ -1,7 +1,6 @@
 """Which channels go so that a budget holds? Criteria, allocation, and the work of the removed ones taken over."""
 
 import dataclasses
-import itertools
 import numbers
 import operator
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +12,7 @@ import numpy as np
 from keras_kd import _batching
 from keras_kd._progress import Progress
 from keras_kd.analysis import _arguments
-from keras_kd.surgery import _analysis, _costs, _criteria, _curvature, _nodes, _side_by_side
+from keras_kd.surgery import _analysis, _costs, _criteria, _curvature, _latency, _nodes, _side_by_side
 from keras_kd.surgery._allocation import Allocation, Limits
 from keras_kd.surgery._analysis import Analysis
 from keras_kd.surgery._rebuild import Rebuilt
@@ -51,6 +50,7 @@ def prune_channels(
     *,
     macs: float | None = None,
     parameters: float | None = None,
+    latency: float | None = None,
     data: Any = None,
     labels: Any = None,
     criterion: Criterion = "redundancy",
@@ -79,6 +79,8 @@ def prune_channels(
         model: a built Functional or Sequential model, nested ones included; for a Distiller, its student. It is not changed.
         macs: at most this many multiply-accumulates for a sample, or, up to 1, this share of the model's.
         parameters: at most this many weights, or this share.
+        latency: at most this share, up to 1, of the time that the model's LiteRT file takes for one inference on one thread.
+            Files of smaller models are measured, in turn with the model's own, until this holds on this machine.
         data: inputs nested as the model takes them, or an iterable of batches `x` or `(x, y)`; some hundreds to thousands of
             samples. The criteria `"redundancy"`, `"taylor"` and `"fisher"` need them, and so does `reconstruct`.
         labels: an entry for each sample, where `data` are arrays. `"taylor"` and `"fisher"` then take the gradients of the loss;
@@ -117,7 +119,7 @@ def prune_channels(
         2019; He, Zhang, Sun: Channel Pruning for Accelerating Very Deep Neural Networks, 2017.
     """
     model = _analysis.checked(model)
-    budgets = {"macs": macs, "parameters": parameters}
+    budgets = {"macs": macs, "parameters": parameters, "latency": latency}
     _check(budgets, criterion, scope, round_to, min_channels)
     found = _analysis.analyse(model)
     groups = groups_of(found)
@@ -128,11 +130,14 @@ def prune_channels(
             f'`data` must be given with criterion="{criterion}": some hundreds of inputs, without labels. Received: data=None. '
             'Without any: criterion="magnitude".'
         )
-    samples = None if data is None else _held(model, data, labels)
+    samples = None if data is None else held(model, data, labels)
     orders, curves = _orders(found, groups, criterion, samples, loss, verbose)
     by_worth = criterion in ("redundancy", "taylor", "fisher")
-    planner = _Planner(found, groups, costs, wanted, (scope, round_to, min_channels, by_worth))
-    rebuilt, after, cost = planner.rebuilt(orders, curves)
+    planner = Planner(found, groups, costs, wanted, (scope, round_to, min_channels, by_worth))
+    if latency is None:
+        rebuilt, after, cost = planner.rebuilt(orders, curves)
+    else:
+        rebuilt, after, cost = _latency.within(planner, orders, curves, latency)
     refits, skipped = ([], {}) if samples is None or not reconstruct else refit(rebuilt, (x for x, _ in samples))
     if not return_report:
         return rebuilt.model
@@ -148,7 +153,9 @@ def _check(budgets: dict[str, Any], criterion: Any, scope: Any, round_to: Any, m
         if value is not None and not 0 < float(value) < np.inf:
             raise ValueError(f"`{name}` must be above 0: a number, or a share up to 1. Received: {name}={value!r}.")
     if all(value is None for value in budgets.values()):
-        raise ValueError("A budget must be given: `macs`, `parameters`, or both. Received: none. For half the work: macs=0.5.")
+        raise ValueError("A budget must be given: `macs`, `parameters` or `latency`. Received: none. For half the work: macs=0.5.")
+    if budgets["latency"] is not None and budgets["latency"] > 1:
+        raise ValueError(f"`latency` must be a share of the model's own, up to 1. Received: latency={budgets['latency']!r}.")
     if not callable(criterion) and criterion not in CRITERIA:
         raise ValueError(f"`criterion` must be one of {', '.join(CRITERIA)}, or a function. Received: criterion={criterion!r}.")
     if scope not in ("global", "layer"):
@@ -165,7 +172,7 @@ def _number(value: float | None, whole: int) -> float | None:
 Samples = list[tuple[list[Any], Any]]
 
 
-def _held(model: Any, data: Any, labels: Any) -> Samples:
+def held(model: Any, data: Any, labels: Any) -> Samples:
     """Batches of flat inputs and labels, as many as both networks can hold."""
     room = _side_by_side.samples_that_fit(model)
     kept: Samples = []
@@ -240,7 +247,7 @@ def _losses(model: Any, samples: Samples, loss: Any) -> list[Callable[[list[Any]
     return [made(y) for _, y in samples]
 
 
-class _Planner:
+class Planner:
     """Makes the model that keeps what a budget allows.
 
     Args:
@@ -262,10 +269,12 @@ class _Planner:
         self.found, self.groups, self.costs, self.wanted = found, groups, costs, wanted
         self.scope, self.round_to, self.min_channels, self.by_worth = options
 
-    def rebuilt(self, orders: list[np.ndarray], curves: list[np.ndarray]) -> tuple[Rebuilt, tuple[int, int], float]:
-        """The new model without its fit, its multiply-accumulates and weights, and the cost."""
-        limits = self.wanted
-        for _ in itertools.count():
+    def rebuilt(
+        self, orders: list[np.ndarray], curves: list[np.ndarray], limits: Limits | None = None
+    ) -> tuple[Rebuilt, tuple[int, int], float]:
+        """The new model without its fit, its multiply-accumulates and weights, and the cost; `limits` may be tighter ones."""
+        limits = self.wanted if limits is None else limits
+        while True:
             allocation = self._allocation(curves, limits)
             gone: set[int] = set()
             cost = 0.0
@@ -279,7 +288,6 @@ class _Planner:
             if self.wanted.hold(*after):
                 return rebuilt, after, cost
             limits = self._tighter(limits, after)  # what goes with a product of channels, such as attention, is not in the costs
-        raise RuntimeError  # never here
 
     def _allocation(self, curves: list[np.ndarray], limits: Limits) -> Allocation:
         sizes = [len(roots) for _, roots in self.groups]
@@ -314,7 +322,7 @@ def _note(wanted: Limits, after: tuple[int, int], before: tuple[int, int]) -> st
     """Why a model is more than 1 % below its budgets."""
     pairs = (("macs", wanted.macs, after[0], before[0]), ("parameters", wanted.parameters, after[1], before[1]))
     known = [(name, limit, got, whole) for name, limit, got, whole in pairs if limit is not None]
-    if any(got >= 0.99 * min(limit, whole) for _, limit, got, whole in known):
+    if not known or any(got >= 0.99 * min(limit, whole) for _, limit, got, whole in known):
         return ""
     told = ", ".join(f"{name} {got:,} of {round(limit):,}" for name, limit, got, _ in known)
     return f"more than 1 % below the budget ({told}): one more channel, or `round_to` of them, would exceed it"
