@@ -251,3 +251,21 @@ def random_channels(model, seed, share=0.3):
                     surgery_channels.chosen(found, wanted)
                     chosen = wanted
     return chosen
+
+
+def enliven(model, x, seed=0):
+    """Random scales and offsets, and statistics that are those of the data: what a deep network gives then depends on its input."""
+    rng = np.random.default_rng(seed)
+    for variable in model.variables:
+        if variable.name == "gamma":
+            variable.assign(rng.uniform(0.5, 1.5, variable.shape))
+        elif variable.name in ("beta", "bias"):
+            variable.assign(rng.normal(0, 0.3, variable.shape))
+    norms = [layer for layer in model._flatten_layers() if isinstance(layer, L.BatchNormalization)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    model(x, training=True)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    return model
