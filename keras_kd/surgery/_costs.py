@@ -1,8 +1,8 @@
 """What does a network of fewer channels cost? Multiply-accumulates and weights for any number of channels kept in each group."""
 
-import dataclasses
+import collections
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -29,39 +29,45 @@ def macs_of(model: Any) -> int | None:
     return int(sum(row.macs or 0 for row in count_macs(model)))
 
 
-@dataclasses.dataclass
-class _Axis:
-    """Length of an axis: what always stays, and how many entries a channel of each group has."""
-
-    fixed: int
-    groups: dict[int, int]
-
-    def length(self, kept: Sequence[int]) -> int:
-        return self.fixed + sum(count * kept[group] for group, count in self.groups.items())
+_Axis = tuple[int, tuple[tuple[int, int], ...]]  # what always stays, and how many entries a channel of each group has
 
 
-@dataclasses.dataclass
-class _Share:
-    """One layer: its multiply-accumulates go with its kernels, its weights with all its variables."""
+class _Terms:
+    """Products of axes: `sum_t coefficients_t * prod_a (fixed_a + sum_g slopes_ag kept_g)`.
 
-    macs: float
-    kernels: list[list[_Axis]]
-    variables: list[list[_Axis]]
-    entries: int
+    Args:
+        terms: for axes that change, the multiply-accumulates and the weights of one entry.
+        groups: their number.
+    """
 
-    def cost(self, kept: Sequence[int]) -> tuple[float, float]:
-        kernels = sum(_size(axes, kept) for axes in self.kernels)
-        return self.macs * kernels / self.entries, sum(_size(axes, kept) for axes in self.variables)
+    def __init__(self, terms: Mapping[tuple[_Axis, ...], np.ndarray], groups: int) -> None:
+        numbers: dict[_Axis, int] = {(1, ()): 0}
+        for axes in terms:
+            for axis in axes:
+                numbers.setdefault(axis, len(numbers))
+        self.groups = np.asarray(sorted({group for axis in numbers for group, _ in axis[1]}), "int64")
+        slopes = np.zeros((len(numbers), groups))
+        for axis, number in numbers.items():
+            for group, count in axis[1]:
+                slopes[number, group] = count
+        self._slopes = slopes[:, self.groups]
+        self._fixed = np.asarray([fixed for fixed, _ in numbers], "float64")
+        self._axes = np.zeros((len(terms), max(map(len, terms), default=0)), "int64")
+        for row, axes in enumerate(terms):
+            self._axes[row, : len(axes)] = [numbers[axis] for axis in axes]
+        self._coefficients = np.asarray(list(terms.values())).reshape(-1, 2)
 
-
-def _size(axes: list[_Axis], kept: Sequence[int]) -> int:
-    return math.prod(axis.length(kept) for axis in axes)
+    def of(self, kept: Sequence[int]) -> np.ndarray:
+        """Multiply-accumulates and weights."""
+        lengths = self._fixed + self._slopes @ np.asarray(kept, "float64")[self.groups]
+        return lengths[self._axes].prod(1) @ self._coefficients
 
 
 class Costs:
     """Costs of a model by the number of channels that each group keeps.
 
-    What layers without kernels and operations between layers compute counts as it is.
+    A layer's multiply-accumulates go with its kernels, its weights with all its variables. What layers without kernels and
+    operations between layers compute counts as it is.
 
     Args:
         found: analysis of the model.
@@ -74,65 +80,76 @@ class Costs:
     """
 
     def __init__(self, found: Analysis, groups: Sequence[tuple[Group, np.ndarray]]) -> None:
-        owner = np.full(len(found.roots), -1)
+        number = np.full(len(found.roots), -1)
         for index, (_, roots) in enumerate(groups):
-            owner[np.isin(found.roots, roots)] = index
+            number[roots] = index
+        owner = number[found.roots]
         rows = count_macs(found.model)
         self.macs = sum(row.macs or 0 for row in rows)
         self.parameters = found.model.count_params()
         whole = [len(roots) for _, roots in groups]
-        shares = [_share(record, owner, whole, rows) for record in found.records.values() if not _nodes.is_open(record.operation)]
-        self._of: list[list[_Share]] = [[] for _ in groups]
+        inside = _inside(rows)
+        terms: dict[tuple[_Axis, ...], np.ndarray] = collections.defaultdict(lambda: np.zeros(2))
+        involved: list[set[int]] = []
+        for record in found.records.values():
+            if not _nodes.is_open(record.operation):
+                share = _share(record, owner, whole, inside[record.path])
+                involved.append({group for axes in share for axis in axes for group, _ in axis[1]})
+                for axes, amounts in share.items():
+                    terms[axes] += amounts
         self.neighbours: list[set[int]] = [{index} for index in range(len(groups))]
-        self._macs, self._parameters = float(self.macs), float(self.parameters)  # of what no group changes
-        self._shares = []
-        for share in shares:
-            involved = {group for axes in share.variables for axis in axes for group in axis.groups} if share else set()
-            if share is None or not involved:
-                continue
-            self._shares.append(share)
-            for group in involved:
-                self._of[group].append(share)
-                self.neighbours[group] |= involved
-            macs, parameters = share.cost(whole)
-            self._macs -= macs
-            self._parameters -= parameters
+        for together in involved:
+            for group in together:
+                self.neighbours[group] |= together
+        self._all = _Terms(terms, len(groups))
+        self._of = [
+            _Terms({axes: one for axes, one in terms.items() if any(group == g for axis in axes for g, _ in axis[1])}, len(groups))
+            for group in range(len(groups))
+        ]
+        self._rest = np.asarray([self.macs, self.parameters]) - self._all.of(whole)
 
     def of(self, kept: Sequence[int]) -> tuple[float, float]:
         """Multiply-accumulates and weights."""
-        macs, parameters = self._macs, self._parameters
-        for share in self._shares:
-            one, other = share.cost(kept)
-            macs, parameters = macs + one, parameters + other
+        macs, parameters = (self._rest + self._all.of(kept)).tolist()
         return macs, parameters
 
     def saving(self, kept: list[int], group: int, count: int) -> tuple[float, float]:
         """What is saved when a group keeps `count` channels instead of those of `kept`; below 0 where it keeps more."""
-        before = [share.cost(kept) for share in self._of[group]]
+        before = self._of[group].of(kept)
         now, kept[group] = kept[group], count
-        after = [share.cost(kept) for share in self._of[group]]
+        macs, parameters = (before - self._of[group].of(kept)).tolist()
         kept[group] = now
-        macs, parameters = (sum(b[at] - a[at] for b, a in zip(before, after, strict=True)) for at in (0, 1))
         return macs, parameters
 
 
-def _share(record: Any, owner: np.ndarray, whole: list[int], rows: list[_macs.LayerCost]) -> _Share | None:
-    variables, kernels = [], []
+def _inside(rows: list[_macs.LayerCost]) -> dict[str, float]:
+    """Multiply-accumulates of each layer with all that is inside of it."""
+    found: dict[str, float] = collections.defaultdict(float)
+    for row in rows:
+        parts = row.path.split("/")
+        for end in range(1, len(parts) + 1):
+            found["/".join(parts[:end])] += row.macs or 0
+    return found
+
+
+def _share(record: Any, owner: np.ndarray, whole: list[int], macs: float) -> dict[tuple[_Axis, ...], np.ndarray]:
+    """One layer: for products of its axes that change, the multiply-accumulates and the weights of one entry."""
+    found: dict[tuple[_Axis, ...], np.ndarray] = collections.defaultdict(lambda: np.zeros(2))
+    entries = 0
     for variable in getattr(record.operation, "variables", ()):
         atoms = record.weights.get(id(variable)) or [None] * len(variable.shape)
         axes = [_axis(n, one, owner, whole) for n, one in zip(variable.shape, atoms, strict=True)]
-        variables.append(axes)
-        if variable.name in _KERNELS:
-            kernels.append(axes)
-    if not variables:
-        return None
-    macs = sum(row.macs or 0 for row in rows if row.path == record.path or row.path.startswith(record.path + "/"))
-    return _Share(macs, kernels, variables, max(sum(_size(axes, whole) for axes in kernels), 1))
+        constant = math.prod(fixed for fixed, several in axes if not several)
+        is_kernel = variable.name in _KERNELS
+        found[tuple(sorted(axis for axis in axes if axis[1]))] += np.asarray([constant * is_kernel, constant])
+        entries += math.prod(variable.shape) * is_kernel
+    return {axes: one * [macs / max(entries, 1), 1] for axes, one in found.items() if axes}
 
 
 def _axis(length: int, atoms: np.ndarray | None, owner: np.ndarray, whole: list[int]) -> _Axis:
     if atoms is None:
-        return _Axis(length, {})
+        return length, ()
     groups, counts = np.unique(owner[atoms], return_counts=True)
     entries = dict(zip(groups.tolist(), counts.tolist(), strict=True))
-    return _Axis(entries.pop(-1, 0), {group: count // whole[group] for group, count in entries.items()})
+    fixed = entries.pop(-1, 0)
+    return fixed, tuple((group, count // whole[group]) for group, count in entries.items())

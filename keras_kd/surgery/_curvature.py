@@ -1,7 +1,7 @@
 """What do the outputs lose without a channel, and how well do the others stand for it? Moments of values and of gradients."""
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from keras_kd.surgery._analysis import Analysis
 _WORK = 4e10  # multiply-accumulates for the moments of one read point
 _LEAST = 8  # rows a channel, whatever the work
 _RIDGE = 1e-3  # of the mean variance
+_MEMORY = 1 << 29  # bytes for a pass with gradients
 
 
 @dataclasses.dataclass
@@ -95,6 +96,18 @@ def gradients(
     ]
 
 
+def _samples_at_once(model: Any) -> int:
+    """How many samples a pass with gradients may have: it holds what all layers give, the gradients, and copies at read points."""
+    held = sum(int(np.prod([n or 64 for n in t.shape[1:]], initial=4.0)) for node in _nodes.calls_of(model) for t in node.outputs)
+    return max(_MEMORY // (3 * max(held, 1)), 1)
+
+
+def _parted(batches: Iterable[list[Any]], most: int) -> Iterator[list[Any]]:
+    for batch in batches:
+        for at in range(0, len(batch[0]), most):
+            yield [x[at : at + most] for x in batch]
+
+
 class Chance:
     """A random sum of a model's outputs: the mean square of its gradient is what the outputs' squares change by (Hutchinson).
 
@@ -130,8 +143,9 @@ def as_logits(value: Any, kind: str | None) -> Any:
 
 @dataclasses.dataclass
 class _Seen:
-    """Sums over rows of one read point."""
+    """Sums over rows of one read point, of what they are above `shift`: means far above the spread would swallow it."""
 
+    shift: np.ndarray
     rows: float
     total: np.ndarray
     products: np.ndarray
@@ -155,18 +169,21 @@ class Curvature:
         points, loss, rng = read_points(found), Chance(found.model), np.random.default_rng(0)
         sums: dict[int, _Seen] = {}
         self.points: list[ReadPoint] = []
-        for batch in batches:
+        for batch in _parted(batches, _samples_at_once(found.model)):
             for point, values, slopes in gradients(found, points, batch, loss):
                 if id(point) not in sums:
                     n = len(point.roots)
-                    sums[id(point)] = _Seen(0, np.zeros(n), np.zeros((n, n)), np.zeros((n, n)))
+                    shift = np.mean(values, (0, 1), dtype="float64").astype("float32")
+                    sums[id(point)] = _Seen(shift, 0, np.zeros(n), np.zeros((n, n)), np.zeros((n, n)))
                     self.points.append(point)
                 self._add(sums[id(point)], values, slopes, rng, samples)
         self._precisions, self._metrics = {}, {}
         for point in self.points:
-            one = sums[id(point)]
+            one = sums.pop(id(point))
             mean = one.total / one.rows
             covariance = one.products / one.rows - np.outer(mean, mean)
+            if not np.isfinite(covariance).all() or not np.isfinite(one.gradients).all():
+                raise ValueError("`data` must give finite numbers everywhere. Received: NaN or infinity in what a layer reads.")
             ridge = _RIDGE * float(np.trace(covariance)) / len(mean) or 1.0
             self._precisions[id(point)] = np.linalg.inv(covariance + ridge * np.eye(len(mean)))
             self._metrics[id(point)] = one.gradients / samples
@@ -178,6 +195,7 @@ class Curvature:
             chosen = np.sort(rng.choice(count, most, replace=False))
             values, slopes = (ops.take(x, chosen, 1) for x in (values, slopes))
         values, slopes = (ops.reshape(x, (-1, width)) for x in (values, slopes))
+        values = values - one.shift
         one.rows += len(values)
         one.total += np.sum(values, 0, dtype="float64")
         one.products += np.asarray(ops.matmul(ops.transpose(values), values), "float64")
@@ -210,32 +228,70 @@ def eliminate(precisions: np.ndarray, metrics: np.ndarray) -> tuple[np.ndarray, 
     Returns:
         The order, `(n,)`, and the summed cost after each, `(n,)`.
     """
-    precisions, metrics = precisions.copy(), metrics.copy()
     n = precisions.shape[1]
-    left, order, costs, total = np.arange(n), [], [], 0.0
-    at_once = max(n // 256, 1)
+    left, order, costs = np.arange(n), [], [0.0]
+    parts = [_Elimination(*pair) for pair in zip(precisions, metrics, strict=True)]
+    at_once, block = max(n // 256, 1), max(n // 16, 32)
     while len(left):
-        diagonal = np.einsum("pii->pi", precisions)
-        scores = np.sum(np.einsum("pii->pi", metrics) / diagonal, 0)
-        gone = np.argsort(scores, kind="stable")[:at_once]
-        order += left[gone].tolist()
-        keep = np.ones(len(left), bool)
-        keep[gone] = False
-        kept = np.flatnonzero(keep)
-        inner = np.linalg.inv(precisions[:, gone[:, None], gone])
-        lost = np.einsum("pij,pji->p", metrics[:, gone[:, None], gone], inner)  # trace of the metric times the errors' covariance
-        shares = np.cumsum(scores[gone]) / max(float(scores[gone].sum()), 1e-300)
-        costs += (total + float(lost.sum()) * shares).tolist()
-        total += float(lost.sum())
-        across = precisions[:, kept[:, None], gone]  # (points, kept, gone)
-        maps = across @ inner
-        cross = metrics[:, gone[:, None], kept]  # (points, gone, kept)
-        metrics = (
-            metrics[:, kept[:, None], kept]
-            - maps @ cross
-            - np.swapaxes(maps @ cross, 1, 2)
-            + maps @ metrics[:, gone[:, None], gone] @ np.swapaxes(maps, 1, 2)
-        )
-        precisions = precisions[:, kept[:, None], kept] - maps @ np.swapaxes(across, 1, 2)
-        left = left[kept]
-    return np.asarray(order), np.asarray(costs)
+        alive = np.ones(len(left), bool)
+        while alive.any() and len(left) - alive.sum() < block:
+            scores = np.where(alive, sum(part.scores() for part in parts), np.inf)
+            gone = np.argsort(scores, kind="stable")[: min(at_once, int(alive.sum()))]
+            lost = sum(part.remove(gone) for part in parts)
+            shares = np.cumsum(scores[gone]) / max(float(scores[gone].sum()), 1e-300)
+            costs += (costs[-1] + lost * shares).tolist()
+            order += left[gone].tolist()
+            alive[gone] = False
+        left = left[alive]
+        for part in parts:
+            part.shrink(alive)
+    return np.asarray(order), np.asarray(costs[1:])
+
+
+class _Elimination:
+    """Variables that go from one precision and one metric; what that changes is worked into the matrices block by block.
+
+    ```
+    P -> P - U U'        M -> M - X Y'
+    ```
+
+    Args:
+        precision: `(n, n)`.
+        metric: `(n, n)`.
+    """
+
+    def __init__(self, precision: np.ndarray, metric: np.ndarray) -> None:
+        self._set(precision, metric)
+
+    def _set(self, precision: np.ndarray, metric: np.ndarray) -> None:
+        self._precision, self._metric = precision, metric
+        self._variances, self._prices = precision.diagonal().copy(), metric.diagonal().copy()
+        self._u, self._x, self._y = (np.zeros((len(precision), 0)) for _ in range(3))
+
+    def scores(self) -> np.ndarray:
+        """What each variable costs, given those that have gone; those have no meaning any more."""
+        return np.maximum(self._prices, 0.0) / np.maximum(self._variances, 1e-300)
+
+    def remove(self, gone: np.ndarray) -> float:
+        """Removes some variables; what they cost together: the trace of the metric times the errors' covariance."""
+        across = self._precision[:, gone] - self._u @ self._u[gone].T  # (n, gone)
+        cross = self._metric[:, gone] - self._x @ self._y[gone].T  # (n, gone)
+        root = np.linalg.inv(np.linalg.cholesky(across[gone]))
+        inverse = root.T @ root
+        among = cross[gone]
+        maps = across @ inverse
+        halved = cross - maps @ among / 2
+        self._u = np.concatenate([self._u, across @ root.T], axis=1)
+        self._x = np.concatenate([self._x, maps, halved], axis=1)
+        self._y = np.concatenate([self._y, halved, maps], axis=1)
+        self._variances -= np.einsum("ij,ij->i", across, maps)
+        self._prices -= 2 * np.einsum("ij,ij->i", maps, halved)
+        return max(float(np.sum(among * inverse)), 0.0)
+
+    def shrink(self, alive: np.ndarray) -> None:
+        """Leaves the removed variables out of the matrices."""
+        both = np.ix_(alive, alive)
+        precision, metric = self._precision[both], self._metric[both]
+        precision -= self._u[alive] @ self._u[alive].T
+        metric -= self._x[alive] @ self._y[alive].T
+        self._set(precision, metric)

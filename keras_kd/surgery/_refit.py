@@ -66,6 +66,7 @@ class _Sums:
         unseen: on others.
         targets: of what it shall give, on these.
         channels: of what each position of a channel reads and is off by, whichever position it is.
+        basis: `(columns, directions)`, in which what is read is expressed, where it has fewer directions than columns.
         rows: what is read and what shall be given, batch by batch, where a ReLU follows.
     """
 
@@ -73,6 +74,7 @@ class _Sums:
     unseen: Moments
     targets: Moments
     channels: Moments
+    basis: np.ndarray | None = None
     rows: list[tuple[np.ndarray, np.ndarray]] = dataclasses.field(default_factory=list)
 
 
@@ -130,7 +132,7 @@ class _Walk(_side_by_side.Walk):
             self.skipped[record.path] = parts
             return
         if self.shared is None:
-            sums = [_empty(part) for part in parts]
+            sums = [_empty(part, _basis(part, values[1][id(part.source)])) for part in parts]
             for part, one in zip(parts, sums, strict=True):
                 self._gather(part, one, *(each[id(part.source)] for each in values), seen=gate)
             self._finish(record.path, parts, sums, norm, gate)
@@ -156,7 +158,8 @@ class _Walk(_side_by_side.Walk):
             chosen, fits = self.sampled(part.positions(after), len(after), len(old), len(part.start))
             wanted = part.rows(before, True, chosen) @ part.kernel + offset
             read = part.rows(after, False, chosen)
-            pairs = np.concatenate([read, wanted - read @ part.start - begin], axis=1)
+            missing = wanted - read @ part.start - begin
+            pairs = np.concatenate([read if sums.basis is None else read @ sums.basis, missing], axis=1)
             sums.seen.add(Moments.of(pairs[fits]))
             sums.unseen.add(Moments.of(pairs[~fits]))
             sums.targets.add(Moments.of(wanted[~fits]))
@@ -174,7 +177,7 @@ class _Walk(_side_by_side.Walk):
             free = part.begin is not None or takes is not None
             if not np.isfinite(one.seen.mean).all() or not np.isfinite(one.unseen.mean).all():
                 raise ValueError(f'`data` must give finite numbers everywhere. Received: NaN or infinity in what "{path}" reads.')
-            fit = solve(one.seen, one.unseen, len(part.start), free, list(_origins(part, one.channels)))
+            fit = _solved(part, one, free)
             fits.append(fit)
             if fit.l2 is None:
                 continue
@@ -205,11 +208,33 @@ def _through(gate: Gate | None, part: Part, sums: _Sums, fit: "_Fit", free: bool
     return kernel - start[0], bias - start[1]
 
 
-def _empty(part: Part) -> _Sums:
+def _basis(part: Part, new: list[Any]) -> np.ndarray | None:
+    """The directions of what a part reads, where there are fewer positions than columns; None for others."""
+    counts = [part.positions(x) for x in new]
+    if sum(counts) >= len(part.start):
+        return None
+    read = np.concatenate([part.rows(x, False, np.arange(count)) for x, count in zip(new, counts, strict=True)])
+    if not np.isfinite(read).all():
+        return None
+    return np.linalg.qr(read.T)[0]
+
+
+def _solved(part: Part, sums: _Sums, free: bool) -> "_Fit":
+    """The correction of a part's kernel; the penalty lets directions that are never read be, so that they can be left out."""
+    origins, basis, width = list(_origins(part, sums.channels)), sums.basis, len(part.start)
+    if basis is None:
+        return solve(sums.seen, sums.unseen, width, free, origins)
+    fit = solve(sums.seen, sums.unseen, basis.shape[1], free, [basis.T @ one for one in origins], width=width)
+    whole = np.zeros(part.start.shape) if fit.origin is None else origins[fit.origin]
+    return dataclasses.replace(fit, kernel=whole + basis @ (fit.kernel - basis.T @ whole))
+
+
+def _empty(part: Part, basis: np.ndarray | None = None) -> _Sums:
     columns, outputs = part.start.shape
+    columns = columns if basis is None else basis.shape[1]
     width = 0 if part.channels is None else len(part.channels.keep) + part.channels.new.shape[1]
     seen, unseen, targets, channels = (Moments.empty(n) for n in (columns + outputs, columns + outputs, outputs, width))
-    return _Sums(seen, unseen, targets, channels)
+    return _Sums(seen, unseen, targets, channels, basis)
 
 
 def _of_channels(channels: Channels, old: np.ndarray, new: np.ndarray) -> np.ndarray:
@@ -263,9 +288,18 @@ class _Fit:
     l2: float | None
     before: float
     after: float
+    origin: int | None = None
 
 
-def solve(seen: Moments, unseen: Moments, columns: int, intercept: bool, origins: Sequence[np.ndarray] = ()) -> _Fit:
+def solve(
+    seen: Moments,
+    unseen: Moments,
+    columns: int,
+    intercept: bool,
+    origins: Sequence[np.ndarray] = (),
+    *,
+    width: int | None = None,
+) -> _Fit:
     """Ridge regression of residuals, its penalty chosen on rows that it did not see.
 
     ```
@@ -280,6 +314,7 @@ def solve(seen: Moments, unseen: Moments, columns: int, intercept: bool, origins
         columns: of x.
         intercept: whether b is free, or 0.
         origins: corrections from which the penalty may start, besides that of the old weights.
+        width: number of columns that the penalty is relative to, if these are not all.
     """
     check = about(unseen, False)
     before = float(np.trace(check[columns:, columns:]))
@@ -287,14 +322,14 @@ def solve(seen: Moments, unseen: Moments, columns: int, intercept: bool, origins
     best = _Fit(origin, origin[0], None, before, before)
     if not seen.rows or not unseen.rows:
         return best
-    for start in origins:
+    for index, start in enumerate(origins):
         bias = seen.mean[columns:] - seen.mean[:columns] @ start if intercept else np.zeros(start.shape[1])
         after = squares(unseen, check, columns, start, bias)
         if after < best.after:
-            origin, best = start, dataclasses.replace(best, kernel=start, bias=bias, l2=np.inf, after=after)
+            origin, best = start, dataclasses.replace(best, kernel=start, bias=bias, l2=np.inf, after=after, origin=index)
     seen, unseen = _moved(seen, columns, origin), _moved(unseen, columns, origin)
     fit, check = about(seen, intercept), about(unseen, False)
-    scale = float(np.trace(fit[:columns, :columns])) / columns or 1.0
+    scale = float(np.trace(fit[:columns, :columns])) / (width or columns) or 1.0
     for l2 in _PENALTIES if columns <= 1500 else _PENALTIES[1::2]:
         kernel, bias = _ridge(seen, fit, columns, l2 * scale, intercept)
         after = squares(unseen, check, columns, kernel, bias)
@@ -304,7 +339,7 @@ def solve(seen: Moments, unseen: Moments, columns: int, intercept: bool, origins
         whole = Moments(seen.weight, seen.rows, seen.mean.copy(), seen.scatter.copy())
         whole.add(unseen)
         fit = about(whole, intercept)
-        scale = float(np.trace(fit[:columns, :columns])) / columns or 1.0
+        scale = float(np.trace(fit[:columns, :columns])) / (width or columns) or 1.0
         kernel, bias = _ridge(whole, fit, columns, best.l2 * scale, intercept)
         best = dataclasses.replace(best, kernel=origin + kernel, bias=bias)
     return best
