@@ -22,6 +22,13 @@ def count_macs(model: Any) -> list[_macs.LayerCost]:
     return _macs.measure(model, sample)[0]
 
 
+def macs_of(model: Any) -> int | None:
+    """Multiply-accumulates of one sample; None where the lengths of the inputs are not known."""
+    if any(None in tensor.shape[1:] for tensor in model.inputs):
+        return None
+    return int(sum(row.macs or 0 for row in count_macs(model)))
+
+
 _Axis = tuple[int, tuple[tuple[int, int], ...]]  # what always stays, and how many entries a channel of each group has
 
 

@@ -25,7 +25,7 @@ class StepResult:
     Attributes:
         step: the step.
         measure: accuracy with labels, agreement with the original without, after the step; None without data.
-        macs: multiply-accumulates of one sample after it.
+        macs: multiply-accumulates of one sample after it; None where the lengths of the inputs are not known.
         parameters: weights after it.
         seconds: that it took, without measuring.
         taken: whether the step is in the model that was returned.
@@ -33,7 +33,7 @@ class StepResult:
 
     step: Step
     measure: float | None
-    macs: int
+    macs: int | None
     parameters: int
     seconds: float
     taken: bool
@@ -52,7 +52,7 @@ class ApplyReport:
     """
 
     measure: float | None
-    macs: int
+    macs: int | None
     parameters: int
     steps: tuple[StepResult, ...]
     stopped: str = ""
@@ -64,10 +64,10 @@ class ApplyReport:
         made = table.Table(box=None, pad_edge=False)
         for heading in ("action", "layer", "expected error", "measured", "MACs", "weights", "taken"):
             made.add_column(heading, justify="left" if heading in ("action", "layer", "taken") else "right")
-        made.add_row("original", "", "", _told(self.measure), f"{self.macs:,}", f"{self.parameters:,}", "")
+        made.add_row("original", "", "", _told(self.measure), _counted(self.macs), f"{self.parameters:,}", "")
         for one in self.steps:
             where = one.step.layer + (f" to {one.step.last}" if one.step.last else "")
-            numbers_ = f"{one.step.error:.2g}", _told(one.measure), f"{one.macs:,}", f"{one.parameters:,}"
+            numbers_ = f"{one.step.error:.2g}", _told(one.measure), _counted(one.macs), f"{one.parameters:,}"
             made.add_row(one.step.action, where, *numbers_, "yes" if one.taken else "no")
         console = Console(width=140)
         with console.capture() as captured:
@@ -75,6 +75,10 @@ class ApplyReport:
             if self.stopped:
                 console.print(self.stopped, highlight=False, markup=False)
         return "\n".join(line.rstrip() for line in captured.get().splitlines())
+
+
+def _counted(number: int | None) -> str:
+    return "unknown" if number is None else f"{number:,}"
 
 
 def _told(measure: float | None) -> str:
@@ -148,8 +152,8 @@ def apply(
             seconds = time.monotonic() - began
             measure = surgeon.measure(made)
             taken = tolerance is None or measure is None or before is None or measure >= before - tolerance
-            macs = sum(row.macs or 0 for row in _costs.count_macs(made))
-            results.append(StepResult(step, measure, int(macs), made.count_params(), round(seconds, 3), taken))
+            macs = _costs.macs_of(made)
+            results.append(StepResult(step, measure, macs, made.count_params(), round(seconds, 3), taken))
             progress.advance()
             if not taken:
                 stopped = (
@@ -159,8 +163,8 @@ def apply(
             surgeon.take(step, made)
     if not return_report:
         return surgeon.model
-    macs = sum(row.macs or 0 for row in _costs.count_macs(model))
-    return surgeon.model, ApplyReport(before, int(macs), model.count_params(), tuple(results), stopped)
+    macs = _costs.macs_of(model)
+    return surgeon.model, ApplyReport(before, macs, model.count_params(), tuple(results), stopped)
 
 
 def _checked_steps(model: Any, plan: Any) -> list[Step]:

@@ -6,13 +6,13 @@ from typing import Any
 
 from keras_kd.analysis.plans import Step
 from keras_kd.analysis.results import BlockAnalysis
-from keras_kd.surgery import _analysis, _linear_map, _nodes, _places, _removals
+from keras_kd.surgery import _analysis, _costs, _linear_map, _nodes, _places, _removals
 from keras_kd.surgery._places import Block, Place
 from keras_kd.surgery._rebuild import Rebuilt, Replacement
 from keras_kd.surgery._refit import Refit
 from keras_kd.surgery._removals import Removal
 from keras_kd.surgery._side_by_side import checked_batches
-from keras_kd.surgery.merging import cost_of, told_costs
+from keras_kd.surgery.merging import told_costs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,7 +169,7 @@ def linearize(model: Any, block: Any, data: Any, *, max_columns: int = 1024, ret
         return new
     made = tuple(_told(layer) for layer in replacement.layers)
     numbers = (fitted.columns, fitted.rows, fitted.l2, fitted.r2, fitted.error)
-    costs = (cost_of(model), cost_of(new), model.count_params(), new.count_params())
+    costs = (_costs.macs_of(model), _costs.macs_of(new), model.count_params(), new.count_params())
     return new, LinearizeReport(wanted.members, wanted.staying, made, *numbers, *costs)
 
 
@@ -273,7 +273,7 @@ def remove_layers(model: Any, names: Any, *, data: Any = None, return_report: bo
     if not return_report:
         return rebuilt.model
     staying = tuple(dict.fromkeys(path for one in removals.values() for path in one.staying))
-    costs = (cost_of(model), cost_of(rebuilt.model), model.count_params(), rebuilt.model.count_params())
+    costs = (_costs.macs_of(model), _costs.macs_of(rebuilt.model), model.count_params(), rebuilt.model.count_params())
     removed = {name: one.layers for name, one in removals.items()}
     return rebuilt.model, RemovalReport(removed, staying, *costs, tuple(refits), dict(skipped))
 

@@ -7,11 +7,10 @@ import numbers
 from collections.abc import Collection, Mapping
 from typing import Any
 
-import keras
 import numpy as np
 
-from keras_kd import _macs, _samples, _taps
-from keras_kd.surgery import _analysis, _side_by_side
+from keras_kd import _taps
+from keras_kd.surgery import _analysis, _costs, _side_by_side
 from keras_kd.surgery._analysis import Analysis
 from keras_kd.surgery._budgets import Option, choose
 from keras_kd.surgery._rebuild import Rebuilt, Replacement
@@ -269,10 +268,7 @@ def _wanted(
 
 def _macs_of(model: Any, sites: Mapping[str, Site]) -> int | None:
     """Multiply-accumulates of a model; None where the lengths of its inputs are not known."""
-    if not all(site.is_known for site in sites.values()) or any(None in tensor.shape[1:] for tensor in model.inputs):
-        return None
-    sample = keras.tree.map_structure(lambda x: x[:1], _samples.random_inputs(model))
-    return sum(cost.macs or 0 for cost in _macs.measure(model, sample)[0])
+    return _costs.macs_of(model) if all(site.is_known for site in sites.values()) else None
 
 
 def _curves(found: Analysis, wanted: Mapping[Site, tuple[str, ...]], inputs: Any, all_of_them: bool) -> Curves:

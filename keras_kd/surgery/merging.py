@@ -3,10 +3,7 @@
 import dataclasses
 from typing import Any
 
-import keras
-
-from keras_kd import _macs, _samples
-from keras_kd.surgery import _analysis, _pairs, _places
+from keras_kd.surgery import _analysis, _costs, _pairs, _places
 from keras_kd.surgery._places import Graph
 from keras_kd.surgery._rebuild import Rebuilt, Replacement
 
@@ -47,14 +44,6 @@ class MergeReport:
                 console.print(f"kept: {layer}: {reason}", highlight=False, markup=False)
             console.print(told_costs(self), highlight=False)
         return "\n".join(line.rstrip() for line in captured.get().splitlines())
-
-
-def cost_of(model: Any) -> int | None:
-    """Multiply-accumulates of one sample; None where the lengths of the inputs are not known."""
-    if any(None in tensor.shape[1:] for tensor in model.inputs):
-        return None
-    sample = keras.tree.map_structure(lambda array: array[:1], _samples.random_inputs(model))
-    return sum(cost.macs or 0 for cost in _macs.measure(model, sample)[0])
 
 
 def told_costs(report: Any) -> str:
@@ -172,7 +161,7 @@ def _merge(model: Any, rules: _Rules, return_report: bool) -> Any:
             break
     if not return_report:
         return new
-    return new, MergeReport(merged, kept, cost_of(old), cost_of(new), old.count_params(), new.count_params())
+    return new, MergeReport(merged, kept, _costs.macs_of(old), _costs.macs_of(new), old.count_params(), new.count_params())
 
 
 def _pairs_of(
