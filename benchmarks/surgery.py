@@ -245,8 +245,8 @@ def verdicts(lost: dict[str, Any], curves: dict[str, Any]) -> list[dict[str, Any
         for text, key, limit in claims
         if key in lost
     ]
-    seconds = max(run["seconds"] for key, run in curves.items() if key.endswith("/redundancy/refit"))
-    return [*found, {"claim": "seconds of one prune_channels", "found": seconds, "limit": 30, "holds": seconds <= 30}]
+    seconds = statistics.median(run["seconds"] for key, run in curves.items() if key.endswith("/redundancy/refit"))
+    return [*found, {"claim": "seconds of one prune_channels, median", "found": seconds, "limit": 30, "holds": seconds <= 30}]
 
 
 def section(result: dict[str, Any]) -> str:
