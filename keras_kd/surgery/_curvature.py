@@ -1,7 +1,7 @@
 """What do the outputs lose without a channel, and how well do the others stand for it? Moments of values and of gradients."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -215,20 +215,20 @@ class Curvature:
                 metrics.append(self._metrics[id(point)][np.ix_(at, at)])
         if not precisions:
             return np.arange(len(roots)), np.zeros(len(roots))
-        return eliminate(np.stack(precisions), np.stack(metrics))
+        return eliminate(precisions, metrics)
 
 
-def eliminate(precisions: np.ndarray, metrics: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def eliminate(precisions: Sequence[np.ndarray], metrics: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Removes variables one after the other, each time that whose absence costs least when the others stand for it.
 
     Args:
-        precisions: `(points, n, n)`, inverse covariances.
-        metrics: `(points, n, n)`, what errors cost: `d' M d`.
+        precisions: for each point, the inverse covariance, `(n, n)`.
+        metrics: for each point, what errors cost: `d' M d`, `(n, n)`.
 
     Returns:
         The order, `(n,)`, and the summed cost after each, `(n,)`.
     """
-    n = precisions.shape[1]
+    n = len(precisions[0])
     left, order, costs = np.arange(n), [], [0.0]
     parts = [_Elimination(*pair) for pair in zip(precisions, metrics, strict=True)]
     at_once, block = max(n // 256, 1), max(n // 16, 32)
