@@ -9,7 +9,7 @@ Parts, each stored run by run in `runs/surgery`, so that the next start goes on 
     python benchmarks/surgery.py            # accuracy over multiply-accumulates, without training: about 10 minutes
     python benchmarks/surgery.py --tuning   # fine-tuning and distillation of what is left: hours
     python benchmarks/surgery.py --latency  # the time of one inference of the LiteRT files, in turn
-    python benchmarks/surgery.py --torch P  # Torch-Pruning on the same weights; P: a Python with what torch_pruning.py names
+    python benchmarks/surgery.py --torch P  # Torch-Pruning on the same weights; P: a Python with what surgery_torch.py names
 
 Every finished part is written to benchmarks/results/surgery.json, drawn to surgery.png, and its table put into docs/surgery.md.
 """
@@ -244,7 +244,7 @@ def run_torch(python: str) -> dict[str, Any]:
             with tempfile.TemporaryDirectory() as folder:
                 source, target = (pathlib.Path(folder) / name for name in ("in.npz", "out.json"))
                 np.savez(source, images=images, labels=test[1], outputs=outputs, shares=SHARES, **weights)
-                script = pathlib.Path(__file__).with_name("torch_pruning.py")
+                script = pathlib.Path(__file__).with_name("surgery_torch.py")
                 subprocess.run([python, script, source, target], check=True)
                 return json.loads(target.read_text())
 

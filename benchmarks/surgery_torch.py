@@ -2,7 +2,7 @@
 
 Runs in an environment of its own: `pip install torch==2.13.0 torch-pruning==1.6.1 numpy`. `surgery.py --torch PYTHON` starts it:
 
-    PYTHON benchmarks/torch_pruning.py in.npz out.json
+    PYTHON benchmarks/surgery_torch.py in.npz out.json
 
 `in.npz` holds the weights of the Keras model by layer, test images and labels, and what the Keras model gives for the first of
 them: the PyTorch network must give the same before it is pruned.
