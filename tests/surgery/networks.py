@@ -170,7 +170,9 @@ class Builder:
         y = L.Dense(6)(y)
         kind = self.pick(["heads", "plain", "additive", "matmul"])
         if kind == "heads":
-            y = L.MultiHeadAttention(2, 3)(y, L.Dense(5)(y))
+            y = self.pick(
+                [L.MultiHeadAttention(3, 3), L.MultiHeadAttention(3, 2, 4, use_bias=False), L.GroupQueryAttention(2, 4, 2)]
+            )(y, L.Dense(5)(y), use_causal_mask=self.pick([True, False]))
         elif kind == "matmul":
             weights = keras.ops.softmax(keras.ops.matmul(L.Dense(5)(y), keras.ops.transpose(L.Dense(5)(y), (0, 2, 1))))
             y = keras.ops.matmul(weights, y)
@@ -202,16 +204,17 @@ def random_network(seed, steps=5):
 def masked(rebuilt: Rebuilt, x):
     """What the old model gives if every channel that is gone counts as 0 wherever it is read."""
     found = rebuilt.found
-    recurrent = []
+    inside = []  # what is read inside of a layer: a unit reads the others, too, and an output projection reads heads
     for record in found.records.values():
+        output = getattr(record.operation, "_output_dense", None)
         for variable in getattr(record.operation, "variables", ()):
             axes = found.records[id(record.operation)].weights.get(id(variable))
-            if variable.name == "recurrent_kernel" and axes is not None:  # a unit reads the others, too
-                recurrent.append((variable, np.asarray(variable)))
+            if axes is not None and (variable.name == "recurrent_kernel" or variable is getattr(output, "kernel", None)):
+                inside.append((variable, np.asarray(variable)))
                 keep = rebuilt.keep[axes[0]]
-                variable.assign(np.asarray(variable) * keep[:, None])
+                variable.assign(np.asarray(variable) * keep.reshape([-1] + [1] * (len(axes) - 1)))
     given = _run(rebuilt, found.model, keras.tree.flatten(x))
-    for variable, value in recurrent:
+    for variable, value in inside:
         variable.assign(value)
     return given
 
@@ -240,13 +243,15 @@ def random_channels(model, seed, share=0.3):
     found = _analysis.analyse(model)
     chosen = {}
     for record in found.records.values():
-        for atoms in record.made.values():
+        for what, atoms in record.made.items():
             roots = found.roots[atoms]
             free = np.asarray([root for root in np.unique(roots) if root not in found.pinned])
-            if len(free) > 1 and record.path in found.places():
+            place = f"{record.path}:heads" if what == "heads" else record.path
+            if len(free) > 1 and place in found.places():
                 gone = rng.choice(free, max(1, int(share * len(free))), replace=False)
-                channels = found.places()[record.path][1]
-                wanted = chosen | {record.path: np.flatnonzero(np.isin(found.roots[channels], gone))}
+                channels = found.places()[place][1]
+                name = f"{place}:output" if "heads" in record.made and what != "heads" else place
+                wanted = chosen | {name: np.flatnonzero(np.isin(found.roots[channels], gone))}
                 with contextlib.suppress(ValueError):  # together they would leave a layer without channels
                     surgery_channels.chosen(found, wanted)
                     chosen = wanted
