@@ -119,7 +119,7 @@ def gradients(
             seen.append((inside, first, context, node.operation))
             return [first, *others]
 
-        for x in inputs:
+        for x in (one for one in inputs if one.dtype.is_floating):
             tape.watch(x)  # so that what comes before the first read point is no constant
         total = loss(_nodes.run(found.model, inputs, call))
     found_gradients = tape.gradient(total, [value for _, value, _, _ in seen])

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 import keras_kd
-from keras_kd.surgery import _analysis, _costs, _criteria, _curvature, _heads, _nodes
+from keras_kd.surgery import _analysis, _costs, _criteria, _curvature, _heads, _nodes, _side_by_side
 from keras_kd.surgery._rebuild import Rebuilt
 from keras_kd.surgery.graph import groups_of
 from tests.surgery import networks
@@ -101,22 +101,27 @@ def test_without_heads_it_computes_what_it_did_with_their_rows_of_the_output_pro
     close(smaller(x), model(x))
 
 
+def inside_and_out(model, x, name="attention"):
+    """What an output projection should read, and what the layer gives."""
+    seen = []
+
+    def call(node, values):
+        inside = _heads.context_of(node.operation, node, values) if node.operation.name == name else None
+        given = _nodes.called(node.operation, node, values)
+        if inside is not None:
+            seen.extend([inside, given[0]])
+        return given
+
+    _nodes.run(model, [tf.constant(x)], call)
+    return seen
+
+
 @pytest.mark.parametrize("kind", CALLS)
 def test_what_the_output_projection_reads_is_what_the_layer_makes_its_output_of(kind):
     make, call = CALLS[kind]
-    model, x = transformer(make(), call), tokens()
-    seen = []
-
-    def spied(node, values):
-        if node.operation.name == "attention":
-            seen.append(_heads.context_of(node.operation, node, values))
-        given = _nodes.called(node.operation, node, values)
-        if node.operation.name == "attention":
-            seen.append(given[0])
-        return given
-
-    _nodes.run(model, [tf.constant(x)], spied)
-    close(model.get_layer("attention")._output_dense(seen[0]), seen[1], 1e-6)
+    model = transformer(make(), call)
+    inside, given = inside_and_out(model, tokens())
+    close(model.get_layer("attention")._output_dense(inside), given, 1e-6)
 
 
 @pytest.mark.parametrize("kind", ["self", "no bias", "a gate", "causal", "another key", "shared keys", "one key"])
@@ -147,33 +152,51 @@ def test_with_data_a_copy_of_a_head_goes_without_any_change(kind):
     assert float(np.max(np.abs(plain(x) - model(x)))) > 1e-2
 
 
-def masked_transformer(width=8):
-    """Embedded words, of which 0 is none, and two attention layers."""
+def masked():
+    """Embedded words, of which 0 is none, two attention layers, and inputs."""
     words = keras.Input((6,), dtype="int32")
-    x = L.Embedding(9, width, mask_zero=True, name="words")(words)
-    x = L.LayerNormalization()(x)
-    x = L.Add()([x, L.MultiHeadAttention(4, 3, name="attention")(x, x)])
-    x = L.LayerNormalization()(x)
+    x = L.Embedding(9, 8, mask_zero=True, name="words")(words)
+    x = L.LayerNormalization()(L.MultiHeadAttention(4, 3, name="attention")(x, x))
     x = L.Add()([x, L.MultiHeadAttention(2, 4, name="more")(x, x, use_causal_mask=True)])
-    return networks.randomize(keras.Model(words, L.Dense(2)(x)))
+    x = L.GlobalAveragePooling1D()(L.Dense(5, name="last")(x))
+    rng = np.random.default_rng(0)
+    given = rng.integers(0, 9, (80, 6))
+    given[:, 3:] *= rng.integers(0, 2, (80, 3))
+    return networks.randomize(keras.Model(words, x)), given
 
 
-def test_masks_of_words_that_are_not_there_count_in_the_fit():
-    model = masked_transformer()
-    x = np.random.default_rng(0).integers(0, 9, (80, 6))
-    x[:, 3:] *= np.random.default_rng(1).integers(0, 2, (80, 3))
+def test_words_that_are_not_there_do_not_count_in_the_fit():
+    model, x = masked()
+    inside, given = inside_and_out(model, x)
+    close(model.get_layer("attention")._output_dense(inside), given, 1e-6)
     copy_head(model.get_layer("attention"), 3, 1)
     smaller, report = remove(model, {"attention": [1]}, data=x, return_report=True)
     assert report.refits[0].error_after < 1e-8
     close(smaller(x), model(x), 1e-4)
 
 
-def test_masks_of_words_that_are_not_there_count_in_the_criteria():
-    model = masked_transformer()
-    x = np.random.default_rng(0).integers(0, 9, (8, 6))
+class _Watching(_side_by_side.Walk):
+    def visit(self, *args):
+        """Fits nothing."""
+
+
+def test_words_that_are_not_there_do_not_count_where_two_networks_run_side_by_side():
+    model, x = masked()
+    found = _analysis.analyse(model)
+    rebuilt = Rebuilt(found, {int(found.places()["attention:heads"][1][2])})
+    inputs = _side_by_side.held(model, [[tf.constant(x, tf.int32)]])
+    old, new = _Watching(found, rebuilt)._through(model, inputs, inputs, 1)
+    close(np.concatenate(old[0]), model(x), 1e-6)
+    close(np.concatenate(new[0]), rebuilt.model(x), 1e-6)
+
+
+def test_words_that_are_not_there_do_not_count_in_the_criteria():
+    model, x = masked()
     found = _analysis.analyse(model)
     seen = []
-    _curvature.gradients(found, _curvature.read_points(found), [tf.constant(x)], lambda given: seen.append(given[0]) or given[0])
+    _curvature.gradients(
+        found, _curvature.read_points(found), [tf.constant(x)], lambda given: seen.append(given[0]) or tf.reduce_sum(given[0])
+    )
     close(seen[0], model(x), 1e-6)
 
 
