@@ -100,7 +100,7 @@ def first_order(
     for batch, loss in zip(batches, losses, strict=True):
         changes = np.zeros((len(batch[0]), len(found.roots)))
         for point, values, slopes in _curvature.gradients(found, points, batch, loss):
-            spread = point.table is None and not isinstance(point, _curvature.HeadPoint)
+            spread = point.table is None and point.axis != _curvature.HEADS
             occurrences = len(point.inverse) // len(point.roots) if spread else 1
             sums = np.asarray(tf.reduce_sum(values * slopes, 1), "float64").reshape(len(batch[0]), len(point.roots), -1)
             changes[:, point.roots] += sums.sum(-1) * occurrences

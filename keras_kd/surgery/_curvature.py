@@ -50,7 +50,25 @@ class ReadPoint:
 
 @dataclasses.dataclass
 class HeadPoint(ReadPoint):
-    """What the output projection of attention reads: `features` are all that the heads of a root give."""
+    """What the output projection of attention reads: `features` are all that the heads of a root give.
+
+    Heads often give much the same at all steps, so that what is lost there adds up. A point of its own is therefore the mean over
+    the steps, with the sum of the gradients, and here is what is left: `sum_t g_t' d_t = (sum_t g_t)' mean d + sum_t g_t' (d_t -
+    mean d)`.
+
+    Attributes:
+        steady: the point of the means.
+    """
+
+    steady: ReadPoint = dataclasses.field(init=False)
+
+    def __post_init__(self) -> None:
+        self.steady = ReadPoint(self.axis, self.roots, None, self.inverse, self.features)
+
+    def parted(self, values: Any, slopes: Any) -> list[tuple[ReadPoint, Any, Any]]:
+        """Both points with the rows of values and gradients."""
+        mean, total = ops.mean(values, 1, keepdims=True), ops.sum(slopes, 1, keepdims=True)
+        return [(self.steady, mean, total), (self, values - mean, slopes - total / values.shape[1])]
 
     def rows(self, x: Any) -> Any:
         """`(samples, steps, roots * features)` of `(samples, *steps, heads, channels)`."""
@@ -58,6 +76,7 @@ class HeadPoint(ReadPoint):
         return ops.reshape(together, (x.shape[0], -1, len(self.roots) * self.features))
 
 
+HEADS = -2  # their axis
 _INSIDE = 0  # in the place of the `id` of a tensor: what is read inside of the layer
 
 
@@ -78,7 +97,7 @@ def read_points(found: Analysis) -> dict[tuple[int, int], ReadPoint]:
         if any(root not in found.pinned for root in heads.tolist()):
             roots, inverse = np.unique(heads, return_inverse=True)
             features = math.prod(record.operation._output_dense.kernel.shape[:2]) // len(roots)
-            points[id(node), _INSIDE] = HeadPoint(-2, roots, None, inverse, features)
+            points[id(node), _INSIDE] = HeadPoint(HEADS, roots, None, inverse, features)
     return points
 
 
@@ -123,11 +142,13 @@ def gradients(
             tape.watch(x)  # so that what comes before the first read point is no constant
         total = loss(_nodes.run(found.model, inputs, call))
     found_gradients = tape.gradient(total, [value for _, value, _, _ in seen])
-    return [
-        (point, point.rows(read), point.rows(gradient if layer is None else _heads.slopes_of(layer, gradient)))
-        for (point, _, read, layer), gradient in zip(seen, found_gradients, strict=True)
-        if gradient is not None
-    ]
+    rows: list[tuple[ReadPoint, Any, Any]] = []
+    for (point, _, read, layer), gradient in zip(seen, found_gradients, strict=True):
+        if gradient is not None and isinstance(point, HeadPoint):
+            rows += point.parted(point.rows(read), point.rows(_heads.slopes_of(layer, gradient)))
+        elif gradient is not None:
+            rows.append((point, point.rows(read), point.rows(gradient)))
+    return rows
 
 
 def _samples_at_once(model: Any) -> int:

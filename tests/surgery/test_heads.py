@@ -336,6 +336,28 @@ def test_the_block_goes_that_costs_least_with_those_that_have_gone():
     np.testing.assert_allclose(costs, values, rtol=1e-8)
 
 
+@pytest.mark.parametrize("make", [lambda: L.MultiHeadAttention(4, 3, name="attention"), CALLS["few keys"][0]])
+def test_moments_are_those_of_values_and_gradients_inside_of_attention_and_of_their_means(make):
+    inputs = keras.Input((6, 8))
+    model, x = networks.randomize(keras.Model(inputs, make()(inputs, inputs))), tokens()
+    found = _analysis.analyse(model)
+    points = _curvature.read_points(found)
+    (mean, steady, total), (point, values, slopes) = _curvature.gradients(
+        found, points, [tf.constant(x)], lambda outputs: tf.reduce_sum(outputs[0][:, 2, 1] * 3.0)
+    )
+    inside, _ = inside_and_out(model, x)
+    kernel = np.array(model.get_layer("attention")._output_dense.kernel)
+    order = [0, 1, 2, 3] if len(kernel) == 4 else [0, 4, 1, 5, 2, 6, 3, 7]  # of few keys, the same place of each goes
+    close((values + steady), np.asarray(inside)[..., order, :].reshape(5, 6, -1))
+    close(np.asarray(steady)[:, 0], np.asarray(values + steady).mean(1))
+    expected = np.zeros((5, 6, kernel[..., 0].size))
+    expected[:, 2] = 3.0 * kernel[order, :, 1].ravel()
+    close(np.asarray(slopes) + np.asarray(total) / 6, expected)
+    close(np.asarray(total)[:, 0], expected.sum(1))
+    assert mean.roots.tolist() == point.roots.tolist()
+    assert mean.features == point.features == kernel[..., 0].size // 4
+
+
 @pytest.mark.parametrize("kind", ["taylor", "fisher"])
 def test_first_order_scores_of_heads_are_those_of_a_gate_on_each(kind):
     """The change of the loss with a factor for each head (Michel et al. 2019), by differences."""
