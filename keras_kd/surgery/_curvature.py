@@ -16,6 +16,7 @@ from keras_kd.surgery._analysis import Analysis
 _WORK = 4e10  # multiply-accumulates for the moments of one read point
 _LEAST = 8  # rows a channel, whatever the work
 _RIDGE = 1e-3  # of the mean variance
+_FEW = 0.1  # of the mean variance for each number a row, of heads: in few rows any number seems to be a combination of many others
 _MEMORY = 1 << 29  # bytes for a pass with gradients
 
 
@@ -239,7 +240,8 @@ class Curvature:
             covariance = one.products / one.rows - np.outer(mean, mean)
             if not np.isfinite(covariance).all() or not np.isfinite(one.gradients).all():
                 raise ValueError("`data` must give finite numbers everywhere. Received: NaN or infinity in what a layer reads.")
-            ridge = _RIDGE * float(np.trace(covariance)) / len(mean) or 1.0
+            share = max(_RIDGE, _FEW * len(mean) / one.rows) if point.axis == HEADS else _RIDGE
+            ridge = share * float(np.trace(covariance)) / len(mean) or 1.0
             self._precisions[id(point)] = np.linalg.inv(covariance + ridge * np.eye(len(mean)))
             self._metrics[id(point)] = one.gradients / samples
 
