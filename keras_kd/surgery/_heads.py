@@ -146,7 +146,9 @@ def _why_heads_stay(layer: Any, given: Mapping[str, Any]) -> str:
         return "gives its scores, head by head"
     if given.get("query_mask") is not None:
         return "is called with a `query_mask`, which not all versions of Keras look at"
-    mask, axes = given.get("attention_mask"), len(getattr(layer, "_attention_axes", None) or (1,))
+    mask, axes = given.get("attention_mask"), len(getattr(layer, "_attention_axes", (1,)))
+    if not axes:
+        return "attends along no axis"
     shape = () if mask is None else tuple(mask.shape)
     if len(shape) == len(given["query"].shape) + axes and shape[-2 * axes - 1] != 1:
         return "has a mask for each head"

@@ -118,6 +118,11 @@ def remove_channels(model: Any, channels: Removals, *, data: Any = None, return_
     (4, [1, 2, 4, 5])
     >>> report.refits[0].error_after <= report.refits[0].error_before
     True
+    >>> tokens = keras.Input((5, 8))
+    >>> x = keras.layers.MultiHeadAttention(4, 2, name="attention")(tokens, tokens)
+    >>> model = keras.Model(tokens, keras.layers.LayerNormalization()(x))
+    >>> keras_kd.surgery.remove_channels(model, {"attention": [1]}).get_layer("attention").num_heads
+    3
 
     Reference:
         He, Zhang, Sun: Channel Pruning for Accelerating Very Deep Neural Networks, 2017; Luo, Wu, Lin: ThiNet, 2017.

@@ -117,7 +117,8 @@ def find_groups(model: Any) -> ChannelGraph:
     A channel is followed from the layer that makes it through everything that hands it on: normalisation, activations, pooling,
     sums and products (which tie channels of several layers), concatenation, reshaping (which makes one channel many features) up
     to the kernels that read it. Nested models are entered; a layer that is used several times has the same channels in all its
-    calls. What a layer does that is not one of Keras' own is never guessed: its channels stay, and it is listed.
+    calls. The heads of an attention layer are a group of their own. What a layer does that is not one of Keras' own is never
+    guessed: its channels stay, and it is listed.
 
     Args:
         model: a built Functional or Sequential model; for a Distiller, its student.

@@ -274,6 +274,12 @@ def test_heads_that_cannot_go_are_listed_with_the_reason(make, call, told):
         remove(model, {"attention": [0]})
 
 
+def test_vectors_without_steps_keep_their_heads():
+    inputs = keras.Input((8,))
+    graph = keras_kd.surgery.find_groups(keras.Model(inputs, L.MultiHeadAttention(4, 3, name="attention")(inputs, inputs)))
+    assert [pin.reason for pin in graph.pinned if pin.layer == "attention:heads"] == ['"attention" attends along no axis']
+
+
 def test_the_graph_has_a_group_of_heads_and_prints_it():
     graph = keras_kd.surgery.find_groups(transformer())
     group = graph.group_of("attention")
@@ -458,6 +464,41 @@ def test_a_copy_gets_the_weights_of_the_heads_that_were_kept():
     networks.randomize(smaller, 4)
     keras_kd.surgery.transfer_weights(model, smaller)
     close(copy(tokens()), smaller(tokens()), 1e-6)
+
+
+def test_a_student_of_fewer_heads_begins_with_the_largest_ones_of_its_teacher():
+    teacher, student = transformer(), transformer(L.MultiHeadAttention(2, 3, name="attention"))
+    layer = teacher.get_layer("attention")
+    for part in _heads.parts_of(layer).values():
+        scale = np.asarray([0.1, 1.0, 0.1, 1.0]).reshape([4, 1, 1] if part is layer._output_dense else [1, 4, 1])
+        part.kernel.assign(np.array(part.kernel) * scale)
+    keras_kd.surgery.transfer_weights(teacher, student)
+    close(student(tokens()), remove(teacher, {"attention": [0, 2]})(tokens()), 1e-6)
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_mixed_precision_is_fitted_and_judged(policy):
+    model, x = transformer(L.MultiHeadAttention(4, 3, dtype=policy, name="attention")), tokens(60)
+    copy_head(model.get_layer("attention"), 0, 2)
+    smaller, report = remove(model, {"attention": [2]}, data=x, return_report=True)
+    assert smaller.get_layer("attention").query_dense.kernel.dtype == "float32"
+    assert report.refits[0].error_after < 0.01 * report.refits[0].error_before
+    assert prune(model, macs=0.6, data=x, verbose=0).get_layer("attention").num_heads < 4
+
+
+def test_projections_that_are_not_plain_keep_their_heads_and_what_they_read():
+    model = transformer(call=lambda layer, x: layer(x, L.Dense(5, name="before")(x)))
+    model.get_layer("attention")._key_dense.enable_lora(2)
+    pinned = {pin.layer: pin.reason for pin in keras_kd.surgery.find_groups(model).pinned}
+    assert pinned["attention:heads"] == pinned["before"] == '"attention" has projections that are not known'
+
+
+def test_what_stands_for_attention_has_no_heads():
+    tokens_in = keras.Input((6, 8))
+    x = L.MultiHeadAttention(4, 3, name="attention")(tokens_in, tokens_in)
+    model = networks.randomize(keras.Model(tokens_in, L.Dense(3)(L.LayerNormalization()(x))))
+    smaller = keras_kd.surgery.linearize(remove(model, {"attention": [0]}), "attention", tokens(60))
+    assert "attention:heads" not in keras_kd.surgery.kept_channels(smaller)
 
 
 def test_features_of_attention_are_compared_channel_by_channel_whatever_its_heads():
