@@ -75,7 +75,7 @@ def multi_head(visit: Visit) -> list[Labels]:
 def grouped_query(visit: Visit) -> list[Labels]:
     """Several heads of the query share one of key and value: those of one go together, or the same place of each does.
 
-    Whichever leaves more to choose from. It gives as many channels as its query has.
+    Whichever leaves more to choose from. Query and value must have the same number of channels, and it gives as many.
     """
     layer = visit.layer
     heads = visit.make(layer.num_query_heads, HEADS)
@@ -90,11 +90,7 @@ def grouped_query(visit: Visit) -> list[Labels]:
     visit.size("num_query_heads", heads)
     given = _read(visit, heads, shared)
     made = visit.make(layer._output_dense.kernel.shape[-1])
-    read = visit.of(given["query"])[-1]
-    if read is None:
-        visit.pin([made], "gives as many channels as its query has")
-    else:
-        visit.atoms.unite(read, made)
+    visit.tie([visit.of(given["query"])[-1:], visit.of(given["value"])[-1:], [made]])
     return _given(visit, given, heads, made)
 
 

@@ -170,9 +170,11 @@ class Builder:
         y = L.Dense(6)(y)
         kind = self.pick(["heads", "plain", "additive", "matmul"])
         if kind == "heads":
-            y = self.pick(
+            layer = self.pick(
                 [L.MultiHeadAttention(3, 3), L.MultiHeadAttention(3, 2, 4, use_bias=False), L.GroupQueryAttention(2, 4, 2)]
-            )(y, L.Dense(5)(y), use_causal_mask=self.pick([True, False]))
+            )
+            others = L.Dense(6 if isinstance(layer, L.GroupQueryAttention) else 5)(y)
+            y = layer(y, others, use_causal_mask=bool(self.pick([True, False])))
         elif kind == "matmul":
             weights = keras.ops.softmax(keras.ops.matmul(L.Dense(5)(y), keras.ops.transpose(L.Dense(5)(y), (0, 2, 1))))
             y = keras.ops.matmul(weights, y)
@@ -199,6 +201,36 @@ def random_network(seed, steps=5):
     if build.pick([True, False]):
         outputs.append(L.Dense(2, activation="softmax")(L.BatchNormalization()(x)))
     return randomize(keras.Model([image, words], outputs), seed)
+
+
+def random_transformer(seed):
+    """Two or three blocks of attention, to the same tokens and to others, and feed-forward layers, with random weights."""
+    build = Builder(seed)
+    pick, width = build.pick, int(build.pick([6, 8]))
+
+    def attention(x, others):
+        heads, options = int(pick([2, 3, 4])), {"use_bias": bool(pick([True, False])), "dropout": float(pick([0.0, 0.1]))}
+        if others.shape[-1] != width or pick([True, False]):
+            layer = L.MultiHeadAttention(heads, int(pick([2, 3])), pick([None, 4]), **options)
+        else:
+            layer = L.GroupQueryAttention(2, heads * int(pick([1, 2])), heads, **options)
+        mask = pick([None, np.tril(np.ones((1, 7, others.shape[1]), bool))])
+        return layer(x, others, pick([None, others * 0.5]), attention_mask=mask, use_causal_mask=bool(pick([True, False])))
+
+    def block(x, others):
+        norm = pick([L.LayerNormalization, L.RMSNormalization, lambda: L.Activation("tanh")])
+        x = L.Add()([x, attention(norm()(x), others)])
+        y = L.Dense(10, activation=pick(["gelu", "relu"]))(norm()(x))
+        return L.Add()([x, L.Dense(width)(y)])
+
+    first, second = keras.Input((7, 5), name="first"), keras.Input((4, 3), name="second")
+    x, others = L.Dense(width)(first), L.Dense(int(pick([5, width])), activation="relu")(second)
+    x = block(x, x)
+    if pick([True, False]):
+        inside, beside = keras.Input(x.shape[1:]), keras.Input(others.shape[1:])
+        x = keras.Model([inside, beside], block(inside, beside))([x, others])
+    x = block(x, others)
+    return randomize(keras.Model([first, second], L.Dense(3)(L.GlobalAveragePooling1D()(x))), seed)
 
 
 def masked(rebuilt: Rebuilt, x):

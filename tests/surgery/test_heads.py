@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 import keras_kd
-from keras_kd.surgery import _analysis, _costs, _criteria, _curvature, _heads, _nodes, _side_by_side
+from keras_kd.surgery import _analysis, _costs, _criteria, _curvature, _heads, _nodes, _side_by_side, channels
 from keras_kd.surgery._rebuild import Rebuilt
 from keras_kd.surgery.graph import groups_of
 from tests.surgery import networks
@@ -104,6 +104,20 @@ def test_without_heads_it_computes_what_it_did_with_their_rows_of_the_output_pro
     assert left.get_config()["dropout"] == layer.get_config()["dropout"]
     with_rows_at_0(layer, gone)
     close(smaller(x), model(x))
+
+
+@pytest.mark.parametrize("seed", [*range(6), *[pytest.param(seed, marks=pytest.mark.thorough) for seed in range(6, 40)]])
+def test_a_random_transformer_computes_what_it_did_with_removed_heads_and_channels_at_0(seed):
+    model = networks.random_transformer(seed)
+    wanted, x = networks.random_channels(model, seed), networks.inputs_for(model, samples=40)
+    assert any(name.endswith(":heads") for name in wanted)
+    found = _analysis.analyse(model)
+    rebuilt = Rebuilt(found, channels.chosen(found, wanted))
+    assert rebuilt.model.count_params() < model.count_params()
+    close(rebuilt.model(x), networks.masked(rebuilt, x)[0])
+    _, report = remove(model, wanted, data=x, return_report=True)
+    assert all(one.error_after <= one.error_before for one in report.refits)
+    assert not report.not_refitted
 
 
 def inside_and_out(model, x, name="attention"):
