@@ -27,7 +27,7 @@ from keras_kd.mutual import MutualDistiller
 from keras_kd.recording import Recording, record_teacher
 
 if TYPE_CHECKING:
-    from keras_kd import analysis, report, surgery
+    from keras_kd import analysis, report, surgery, tuner
 
 __all__ = [
     "Distiller",
@@ -49,9 +49,10 @@ __all__ = [
     "schedules",
     "surgery",
     "teachers",
+    "tuner",
 ]
 
-_ON_DEMAND = ("analysis", "report", "surgery")  # imported when first used: training needs none of them
+_ON_DEMAND = ("analysis", "report", "surgery", "tuner")  # imported when first used: training needs none of them
 
 
 def __getattr__(name: str) -> ModuleType:
