@@ -54,10 +54,10 @@ def steps_per_epoch(call: Mapping[str, Any]) -> int:
         samples = int(keras.tree.flatten(x)[0].shape[0])
         samples = math.floor(samples * (1 - (call.get("validation_split") or 0.0)))
         return max(1, math.ceil(samples / (call.get("batch_size") or _BATCH)))
-    elif hasattr(x, "__len__"):
+    elif x is not None and hasattr(x, "__len__"):
         return len(x)
     raise FatalValueError(
-        f"A schedule needs the number of batches of an epoch. Received: data of type {type(x).__name__}, whose length is not known. "
+        f"A schedule needs the number of batches of an epoch. Received: data of type {type(x).__name__}, of unknown length. "
         "Pass steps_per_epoch= to `search`, or tell a data set by `.apply(tf.data.experimental.assert_cardinality(batches))`."
     )
 
@@ -139,8 +139,8 @@ class Recordings:
         if not self._warned:
             self._warned = True
             warnings.warn(
-                f"The data set {what}, so the teacher is not recorded, and runs in every step of every trial. Pass arrays, or a data "
-                "set in one order with record_options={'augment': ...}; record=False says that it is meant so.",
+                f"The data set {what}, so the teacher is not recorded, and runs in every step of every trial. Pass arrays, or a "
+                "data set in one order with record_options={'augment': ...}; record=False says that it is meant so.",
                 stacklevel=2,
             )
 

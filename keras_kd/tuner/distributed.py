@@ -77,8 +77,8 @@ def _ask(host: str, port: int, timeout: float) -> None:
         if time.monotonic() + 0.2 >= end:
             raise ConnectionError(
                 f"No chief answers at {host}:{port}. Received in {timeout:g} seconds: {problem}. Start the chief first "
-                f"({_ID}=chief, with {_IP} and {_PORT} of an address that this machine reaches), and look at its output; a proxy in "
-                "the environment (http_proxy) catches these calls too, unless no_proxy names the host."
+                f"({_ID}=chief, with {_IP} and {_PORT} of an address that this machine reaches), and look at its output; a proxy "
+                "in the environment (http_proxy) catches these calls too, unless no_proxy names the host."
             )
         time.sleep(0.2)
 

@@ -132,8 +132,8 @@ def pareto_front(
 
     Args:
         tuner: a tuner of KerasTuner, or its oracle, during or after a search or made again with `overwrite=False`.
-        objectives: names of metrics that the trials report, or `keras_tuner.Objective`s; at least two. None takes the tuner's, if it
-            has several.
+        objectives: names of metrics that the trials report, or `keras_tuner.Objective`s; at least two. None takes the tuner's, if
+            it has several.
         reference: the worst values that count for the hypervolume, by objective; missing ones are the worst of all candidates. To
             compare searches, give all of them the same.
 
@@ -141,8 +141,8 @@ def pareto_front(
         A `ParetoFront`, without trials that are over the budgets of their `Score`.
 
     Raises:
-        ValueError: if there are fewer than two objectives, one is no metric of any trial, no trial is finished, or none is within the
-            budgets (the message has the nearest one).
+        ValueError: if there are fewer than two objectives, one is no metric of any trial, no trial is finished, or none is within
+            the budgets (the message has the nearest one).
         TypeError: if `tuner` is none.
 
     Example:

@@ -34,8 +34,8 @@ _SETTLED = 0.6  # share of the training after which the sparsity is reached: the
 class DistillationHyperModel(keras_tuner.HyperModel):
     """A search space of distillation: `build` makes a compiled `Distiller`, `fit` trains it with callbacks made for the trial.
 
-    What is searched is named in `search`, by a value for each name: a list is a choice, a tuple `(low, high)` or `(low, high, step)` a
-    range, a number or None is fixed, and a function of `hp` does as it likes. It is merged into the defaults:
+    What is searched is named in `search`, by a value for each name: a list is a choice, a tuple `(low, high)` or `(low, high,
+    step)` a range, a number or None is fixed, and a function of `hp` does as it likes. It is merged into the defaults:
 
     - `"temperature"`: [1, 2, 4, 8], of all losses that have one;
     - `"student_loss_weight"`: (0.0, 0.9, 0.1), the share of the supervised loss; 0 where there is none;
@@ -49,13 +49,13 @@ class DistillationHyperModel(keras_tuner.HyperModel):
     - `"num_bits"`: `Quantization` of so many bits; 32 is none;
     - `"number_of_clusters"`: `Clustering`; 0 is none.
 
-    The teacher is recorded once, when the first trial trains: every later epoch, trial and worker reads what it said. The recording
-    is found by the content of data and teacher, so another data set gets another one. It is in no checkpoint. Validation data have no
-    teacher then: `val_loss` is the student's. Data that come in another order each time, and generators, are not recorded; nor are
-    teachers that are no models.
+    The teacher is recorded once, when the first trial trains: every later epoch, trial and worker reads what it said. The
+    recording is found by the content of data and teacher, so another data set gets another one. It is in no checkpoint.
+    Validation data have no teacher then: `val_loss` is the student's. Data that come in another order each time, and generators,
+    are not recorded; nor are teachers that are no models.
 
-    To change more, override a method: `student`, `distillation_losses`, `make_optimizer`, `make_distiller`, `callbacks`, `sparsity`. A
-    HyperModel of your own that builds a Distiller, or any model, works as well: call `fit_trial` in its `fit`.
+    To change more, override a method: `student`, `distillation_losses`, `make_optimizer`, `make_distiller`, `callbacks`,
+    `sparsity`. A HyperModel of your own that builds a Distiller, or any model, works as well: call `fit_trial` in its `fit`.
 
     Args:
         build_student: function of `hp` (`keras_tuner.HyperParameters`) that returns a new built Keras model.
@@ -67,10 +67,11 @@ class DistillationHyperModel(keras_tuner.HyperModel):
         loss: the supervised loss, as in `compile`; None learns from the teacher alone.
         metrics: names, functions or metrics, as in `compile`.
         optimizer: name, optimizer (copied for each trial), or function of `hp` that returns one.
+        compile_options: more arguments of `compile`, such as `{"jit_compile": True, "steps_per_execution": 16}`.
         score: a `Score`, which measures costs: then the tuner's objective is `score.objective`, or a list of objectives.
         teacher_preprocessing: see `Distiller`.
-        record: whether to record the teacher: True does so in the folder `teacher` of the tuner's project, a path there. Workers must
-            share it, or each of them records.
+        record: whether to record the teacher: True does so in the folder `teacher` of the tuner's project, a path there. Workers
+            must share it, or each of them records.
         record_options: of `keras_kd.record_teacher`, such as `{"top_k": 10}` or `{"augment": function, "views": 4}`.
         name: see `keras_tuner.HyperModel`.
         tunable: see `keras_tuner.HyperModel`.
@@ -104,6 +105,7 @@ class DistillationHyperModel(keras_tuner.HyperModel):
         loss: Any = None,
         metrics: Any = ("accuracy",),
         optimizer: Any = "adam",
+        compile_options: Mapping[str, Any] | None = None,
         score: Score | None = None,
         teacher_preprocessing: Any = None,
         record: bool | str | pathlib.Path = True,
@@ -125,6 +127,7 @@ class DistillationHyperModel(keras_tuner.HyperModel):
         self.given = _checked_search(search)
         self.search = (DEFAULT_SEARCH if not callable(losses) else _without(DEFAULT_SEARCH, "temperature")) | self.given
         self.loss, self.metrics, self.optimizer = loss, metrics, optimizer
+        self.compile_options = dict(compile_options or {})
         self.score = score
         self.teacher_preprocessing = teacher_preprocessing
         self.record = record
@@ -219,14 +222,11 @@ class DistillationHyperModel(keras_tuner.HyperModel):
         Args:
             hp: the trial's hyperparameters.
         """
-        try:
-            distiller = self.make_distiller(hp)
-        except (TypeError, ValueError) as error:
-            raise (FatalTypeError if isinstance(error, TypeError) else FatalValueError)(str(error)) from error
+        distiller = self.make_distiller(hp)
         for key in ("final_temperature", "sparsity", "num_bits", "number_of_clusters"):
             self.value(hp, key)  # known from the first `build` on, which oracles that count the space rely on
         metrics = None if self.metrics is None else [_fresh(one) for one in self.metrics]
-        distiller.compile(self.make_optimizer(hp), self.loss, metrics=metrics if self.loss is not None or metrics else None)
+        distiller.compile(self.make_optimizer(hp), self.loss, metrics=metrics, **self.compile_options)
         distiller.optimizer.build(distiller.trainable_variables)  # so that a trial which goes on from another finds its state
         return distiller
 
@@ -275,6 +275,7 @@ class DistillationHyperModel(keras_tuner.HyperModel):
         Returns:
             The metrics of the epoch that was saved.
         """
+        self._check_objective(kwargs.get("callbacks") or ())
         call = self.taught(model, bound(model, args, kwargs))
         epochs = call.get("epochs", 1) - call.get("initial_epoch", 0)
         accumulated = getattr(model.optimizer, "gradient_accumulation_steps", None) or 1
@@ -294,7 +295,7 @@ class DistillationHyperModel(keras_tuner.HyperModel):
             The arguments with which the trial is trained.
         """
         if isinstance(self.teacher, Recording | RecordedTeacher):
-            recording = getattr(self.teacher, "given", self.teacher)
+            recording: Any = getattr(self.teacher, "given", self.teacher)
             if call.get("x") is None:
                 call = call | {"x": recording.dataset(call.get("batch_size") or 32, shuffle=True), "shuffle": False}
                 call.pop("batch_size", None)
@@ -309,9 +310,23 @@ class DistillationHyperModel(keras_tuner.HyperModel):
         model.teacher, call = found
         return call
 
+    def _check_objective(self, tuner_callbacks: Any) -> None:
+        """Raises where trials would be compared by a loss that the search itself scales."""
+        checkpoint = next((one for one in tuner_callbacks if _is_checkpoint(one)), None)
+        objective = None if checkpoint is None else checkpoint.objective
+        names = [one.name for one in getattr(objective, "objectives", [objective]) if one is not None]
+        names += [] if self.score is None else [self.score.metric.name]
+        searched = [key for key in ("student_loss_weight", "temperature") if isinstance(self.search.get(key), list | tuple)]
+        if (scaled := {"loss", "val_loss"} & {*names}) and searched and self.loss is not None:
+            raise FatalValueError(
+                f"Trials must be compared by what the search does not scale. Received: the objective {', '.join(sorted(scaled))}, which "
+                f'changes with {" and ".join(searched)}. Take a metric ("val_accuracy"), or '
+                'keras_tuner.Objective("val_student_loss", "min").'
+            )
+
     def _folder(self, tuner_callbacks: Any) -> pathlib.Path:
         """Where the recordings are."""
-        if self.record is not True:
+        if not isinstance(self.record, bool):
             return pathlib.Path(self.record)
         checkpoint = next((one for one in tuner_callbacks if _is_checkpoint(one)), None)
         if checkpoint is not None:
@@ -343,8 +358,8 @@ def _checked_search(search: Any) -> dict[str, Any]:
         )
     if unknown := [key for key in search or {} if key not in KEYS]:
         raise ValueError(
-            f"`search` knows {', '.join(KEYS)}. Received: {', '.join(map(str, unknown))}. What the student has, `build_student` takes "
-            "from `hp`."
+            f"`search` knows {', '.join(KEYS)}. Received: {', '.join(map(str, unknown))}. What the student has, `build_student` "
+            "takes from `hp`."
         )
     return dict(search or {})
 

@@ -31,6 +31,8 @@ def direction_of(name: str) -> str:
         return "min"
     if name in ("score", SPARSITY):
         return "max"
+    if name.endswith("_loss"):
+        return "min"
     direction = metrics_tracking.infer_metric_direction(name)
     if direction is None:
         raise ValueError(
@@ -70,14 +72,14 @@ class Score:
 
     So every trial within the budgets is above every one that is not, and of those that miss them the nearer one is higher: any
     oracle is led towards the budgets, by numbers that are finite and of one size (of infinite ones KerasTuner's Gaussian process
-    makes zeros). A training whose metric is NaN scores -2, the least. Costs are divided by what they are compared with, and the metric
-    by its scale, so weights compare like with like: `weights={"bytes": 0.1}` gives up 0.1 of the metric's scale for a file as large
-    as its budget.
+    makes zeros). A training whose metric is NaN scores -2, the least. Costs are divided by what they are compared with, and the
+    metric by its scale, so weights compare like with like: `weights={"bytes": 0.1}` gives up 0.1 of the metric's scale for a file
+    as large as its budget.
 
     The costs are: "bytes" and "gzip_bytes" of the LiteRT file, "latency" of one inference in it, in milliseconds; "macs",
-    "parameters" and "nonzero_parameters" of the model. `fit_trial` measures them on the weights that it saves, and leaves the file in
-    the trial's folder as `student.tflite`. A trial whose MACs or parameters are over a budget is not trained at all, where the tuner's
-    objective is this score.
+    "parameters" and "nonzero_parameters" of the model. `fit_trial` measures them on the weights that it saves, and leaves the
+    file in the trial's folder as `student.tflite`. A trial whose MACs or parameters are over a budget is not trained at all,
+    where the tuner's objective is this score.
 
     Args:
         metric: what is to be good: the name of a metric in the logs, or a `keras_tuner.Objective`.
@@ -257,8 +259,8 @@ def finished_trials(tuner: Any) -> list[Any]:
     if not isinstance(oracle, keras_tuner.Oracle):
         if hasattr(oracle, "get_best_trials"):
             raise ValueError(
-                "A worker does not know all trials. Received: a tuner that asks its chief. Call this where the environment variables "
-                "of KerasTuner are not set, for a tuner of the same directory and project_name with overwrite=False."
+                "A worker does not know all trials. Received: a tuner that asks its chief. Call this where the environment "
+                "variables of KerasTuner are not set, for a tuner of the same directory and project_name with overwrite=False."
             )
         raise TypeError(f"`tuner` must be a keras_tuner tuner or oracle. Received: tuner={tuner!r} of type {type(tuner).__name__}.")
     trials = [trial for trial in oracle.trials.values() if trial.status == "COMPLETED"]
@@ -288,8 +290,8 @@ def told_of_nearest(trials: list[Any], budgets: Mapping[str, float]) -> str:
             missed.append(f"{name} {value:,.6g}, {value / budget - 1:.1%} over {budget:,.6g}")
     told = "; ".join(missed) or f"{last(nearest, OVER):.1%} over its limits"
     return (
-        f"No trial is within the budgets. Received: {len(trials)} trials, of which {nearest.trial_id} is the nearest: {told}. Search "
-        "smaller students or stronger compression, or raise the budget."
+        f"No trial is within the budgets. Received: {len(trials)} trials, of which {nearest.trial_id} is the nearest: {told}. "
+        "Search smaller students or stronger compression, or raise the budget."
     )
 
 

@@ -14,14 +14,14 @@ from keras_kd.tuner.objectives import OVER, as_objective, last
 class ParetoOracle(keras_tuner.Oracle):
     """Searches the whole front of several objectives, where KerasTuner's list of objectives minimises their plain sum.
 
-    The first trials are random. Then each is a child of two trials: each parent is the better of two drawn at random, by its front
-    and, within one, by how much space is around it; the child takes each hyperparameter from either parent, and changes it with a
-    probability of one in the number of hyperparameters. This is NSGA-II, one trial at a time, which suits chief and workers: nobody
-    waits for a generation. Trials that miss the budgets of a `Score` (`over_budget` above 0) come after all that keep them, the nearer
-    ones first.
+    The first trials are random. Then each is a child of two trials: each parent is the better of two drawn at random, by its
+    front and, within one, by how much space is around it; the child takes each hyperparameter from either parent, and changes it
+    with a probability of one in the number of hyperparameters. This is NSGA-II, one trial at a time, which suits chief and
+    workers: nobody waits for a generation. Trials that miss the budgets of a `Score` (`over_budget` above 0) come after all that
+    keep them, the nearer ones first.
 
-    The `score` of a trial, which KerasTuner shows and sorts by, is the index of its front among those known so far, 0 for the trials
-    that no other dominates; `pareto_front(tuner)` gives these. Hand the oracle to `keras_tuner.Tuner(oracle=...,
+    The `score` of a trial, which KerasTuner shows and sorts by, is the index of its front among those known so far, 0 for the
+    trials that no other dominates; `pareto_front(tuner)` gives these. Hand the oracle to `keras_tuner.Tuner(oracle=...,
     hypermodel=...)`.
 
     Args:
@@ -104,7 +104,7 @@ class ParetoOracle(keras_tuner.Oracle):
             num_trials: how many.
         """
         done = self._completed()
-        order = np.lexsort((-self._crowding(done), [trial.score for trial in done])) if done else []
+        order: Any = np.lexsort((-self._crowding(done), [trial.score for trial in done])) if done else []
         rest = [trial for trial in self.trials.values() if trial.status != "COMPLETED"]
         return [*(done[index] for index in order), *rest][:num_trials]
 

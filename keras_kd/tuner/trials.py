@@ -33,15 +33,15 @@ def fit_trial(
 ) -> dict[str, float]:
     """Trains the model of a trial, and reports the epoch that it saves: the best of those that reached their target.
 
-    Call it in the `fit` of your own `keras_tuner.HyperModel`; `DistillationHyperModel` does. KerasTuner alone saves the epoch with the
-    best objective, which in pruning is one from before the zeros were there. Here
+    Call it in the `fit` of your own `keras_tuner.HyperModel`; `DistillationHyperModel` does. KerasTuner alone saves the epoch
+    with the best objective, which in pruning is one from before the zeros were there. Here
 
     - an epoch counts only if it has the sparsity, and `Quantization` has begun to round;
     - after `fit` the model has the weights of the best such epoch, on which costs are measured, and which the trial's file holds;
     - all metrics are those of this epoch, with `best_epoch`, its index from 0.
 
-    If no epoch counts, a trial with a `score` is scored like one that is over its budgets (`over_budget` has what is missing from the
-    sparsity), and one without fails.
+    If no epoch counts, a trial with a `score` is scored like one that is over its budgets (`over_budget` has what is missing from
+    the sparsity), and one without fails.
 
     Args:
         model: a compiled model, a Distiller or any other.
@@ -52,8 +52,8 @@ def fit_trial(
             They come after the others and are not copied.
         score: measures costs on the saved weights, and adds the metrics `score` and `over_budget`.
         sparsity: the share of zeros that an epoch must have. None takes it from a `Pruning` among the callbacks.
-        monitor: what epochs are compared by: a name or `keras_tuner.Objective`. None is the score's metric, or the tuner's objective
-            as far as it is in the logs.
+        monitor: what epochs are compared by: a name or `keras_tuner.Objective`. None is the score's metric, or the tuner's
+            objective, as far as it is in the logs.
         **kwargs: of `model.fit`.
 
     Returns:
@@ -145,8 +145,8 @@ class _BestEpoch(keras.callbacks.Callback):
         logs = {name: float(value) for name, value in (logs or {}).items()}
         if self.epoch < 0 and (lost := [name for name in self.wanted if name not in logs]):
             raise FatalValueError(
-                f"The objective {', '.join(lost)} is no metric of this training. Received logs: {', '.join(logs)}. Name one of these "
-                "as the tuner's objective, compile with that metric, or give `search` the validation_data that `val_` needs."
+                f"The objective {', '.join(lost)} is no metric of this training. Received logs: {', '.join(logs)}. Name one of "
+                "these as the tuner's objective, compile with that metric, or give `search` the validation_data that `val_` needs."
             )
         missing, value = self.rules.missing(logs, self.model.optimizer), self.compare(logs)
         is_better = math.isnan(self.value) or value > self.value
@@ -225,7 +225,7 @@ def _target(*lists: Sequence[Any]) -> float | None:
 
 def _measured_untrained(model: Any, score: Score | None, objective: Any, files: _Files) -> dict[str, float] | None:
     """What is known of a model that is over its budgets before it is trained; None for others."""
-    if score is None or objective is None or objective.name != "score":
+    if score is None or objective is None or objective.name != "score" or not score.budgets.keys() & {"macs", "parameters"}:
         return None
     costs = score.measure_model(model)
     over = sum(excess for name, excess in score.excesses(costs).items() if name != "nonzero_parameters")
@@ -245,8 +245,8 @@ def _report(model: Any, best: _BestEpoch, score: Score | None, files: _Files) ->
         if best.missing > 0:
             raise FailedTrialError(
                 f"No epoch reached its target: the last one has a sparsity of {best.logs.get(SPARSITY, 0.0):.3f}, wanted is "
-                f"{best.rules.sparsity}, with rounding from step {max(best.rules.start_step, 0)} on. Let the schedule end before the "
-                "training does."
+                f"{best.rules.sparsity}, with rounding from step {max(best.rules.start_step, 0)} on. Let the schedule end before "
+                "the training does."
             )
         return found
     found |= score.measure(model, files.model)
