@@ -319,8 +319,8 @@ class DistillationHyperModel(keras_tuner.HyperModel):
         searched = [key for key in ("student_loss_weight", "temperature") if isinstance(self.search.get(key), list | tuple)]
         if (scaled := {"loss", "val_loss"} & {*names}) and searched and self.loss is not None:
             raise FatalValueError(
-                f"Trials must be compared by what the search does not scale. Received: the objective {', '.join(sorted(scaled))}, which "
-                f'changes with {" and ".join(searched)}. Take a metric ("val_accuracy"), or '
+                f"Trials must be compared by what the search does not scale. Received: the objective {', '.join(sorted(scaled))}, "
+                f'which changes with {" and ".join(searched)}. Take a metric ("val_accuracy"), or '
                 'keras_tuner.Objective("val_student_loss", "min").'
             )
 

@@ -14,11 +14,11 @@ from keras_kd.tuner.objectives import OVER, as_objective, last
 class ParetoOracle(keras_tuner.Oracle):
     """Searches the whole front of several objectives, where KerasTuner's list of objectives minimises their plain sum.
 
-    The first trials are random. Then each is a child of two trials: each parent is the better of two drawn at random, by its
-    front and, within one, by how much space is around it; the child takes each hyperparameter from either parent, and changes it
-    with a probability of one in the number of hyperparameters. This is NSGA-II, one trial at a time, which suits chief and
-    workers: nobody waits for a generation. Trials that miss the budgets of a `Score` (`over_budget` above 0) come after all that
-    keep them, the nearer ones first.
+    The first trials are random. Then each is a child of two of the best so many trials, by their front and, within one, by how
+    much room is around them; each parent is the better of two that are drawn. The child takes each hyperparameter from either
+    parent, and changes it with a probability of one in the number of hyperparameters. This is NSGA-II, one trial at a time, which
+    suits chief and workers: nobody waits for a generation. Trials that miss the budgets of a `Score` (`over_budget` above 0) come
+    after all that keep them, the nearer ones first.
 
     The `score` of a trial, which KerasTuner shows and sorts by, is the index of its front among those known so far, 0 for the
     trials that no other dominates; `pareto_front(tuner)` gives these. Hand the oracle to `keras_tuner.Tuner(oracle=...,
@@ -28,8 +28,10 @@ class ParetoOracle(keras_tuner.Oracle):
         objectives: at least two names of metrics or `keras_tuner.Objective`s; a cost such as "bytes" needs a `Score` that reports
             it.
         max_trials: number of trials.
-        num_initial_points: how many of them are random. None is a third, at least 4.
-        spread: standard deviation of a change, as a share of a hyperparameter's range.
+        num_initial_points: how many of them are random, and how many of the best can be parents. None is a seventh of all, at
+            least 4.
+        spread: largest standard deviation of a change, as a share of a hyperparameter's range; it is drawn from a thirtieth of this
+            up to this. Categories change to any other.
         seed: of all random choices.
         **kwargs: of `keras_tuner.Oracle`: `hyperparameters`, `allow_new_entries`, `tune_new_entries`, `max_retries_per_trial`,
             `max_consecutive_failed_trials`.
@@ -53,7 +55,7 @@ class ParetoOracle(keras_tuner.Oracle):
         max_trials: int = 10,
         *,
         num_initial_points: int | None = None,
-        spread: float = 0.2,
+        spread: float = 0.4,
         seed: int | None = None,
         **kwargs: Any,
     ) -> None:
@@ -67,7 +69,7 @@ class ParetoOracle(keras_tuner.Oracle):
             if not optional and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise ValueError(f"`{name}` must be a whole number of at least 1. Received: {name}={value!r}.")
         super().__init__(objective=self.objectives, max_trials=max_trials, seed=seed, **kwargs)
-        self.num_initial_points = max(4, max_trials // 3) if num_initial_points is None else num_initial_points
+        self.num_initial_points = max(4, max_trials // 7) if num_initial_points is None else num_initial_points
         self.spread = float(fraction("spread", spread))
 
     def populate_space(self, trial_id: str) -> dict[str, Any]:
@@ -104,9 +106,8 @@ class ParetoOracle(keras_tuner.Oracle):
             num_trials: how many.
         """
         done = self._completed()
-        order: Any = np.lexsort((-self._crowding(done), [trial.score for trial in done])) if done else []
         rest = [trial for trial in self.trials.values() if trial.status != "COMPLETED"]
-        return [*(done[index] for index in order), *rest][:num_trials]
+        return [*(done[index] for index in self._order(done)), *rest][:num_trials]
 
     def reload(self) -> None:
         """Goes on from the project's files, whose scores are of different times."""
@@ -114,7 +115,9 @@ class ParetoOracle(keras_tuner.Oracle):
         self._rank()
 
     def _completed(self) -> list[Any]:
-        return [trial for trial in self.trials.values() if trial.status == "COMPLETED" and np.isfinite(self._values(trial)).all()]
+        """Its trials in the order in which they began, whatever that of the files is: random choices go by place."""
+        done = [trial for trial in self.trials.values() if trial.status == "COMPLETED" and np.isfinite(self._values(trial)).all()]
+        return sorted(done, key=lambda trial: self.start_order.index(trial.trial_id))
 
     def _values(self, trial: Any) -> np.ndarray:
         """Its objectives, all to be small."""
@@ -128,6 +131,10 @@ class ParetoOracle(keras_tuner.Oracle):
             for trial, front in zip(done, fronts, strict=True):
                 trial.score = float(front)
 
+    def _order(self, done: list[Any]) -> list[int]:
+        """From the best to the worst: by front, and within one by the room around."""
+        return [int(index) for index in np.lexsort((-self._crowding(done), [trial.score for trial in done]))] if done else []
+
     def _crowding(self, trials: list[Any]) -> np.ndarray:
         """Of each trial, within its own front."""
         found = np.zeros(len(trials))
@@ -140,20 +147,15 @@ class ParetoOracle(keras_tuner.Oracle):
     def _child(self, done: list[Any]) -> dict[str, Any] | None:
         """New values from two parents; None if all that it finds have been tried."""
         space = [one for one in self.hyperparameters.space if type(one).__name__ != "Fixed"]
-        crowding = self._crowding(done)
+        population = [done[index] for index in self._order(done)[: max(2, self.num_initial_points)]]
         for _ in range(self._max_collisions if space else 0):
             rng = np.random.default_rng(self._seed_state)
             self._seed_state += 1
-            parents = [self._parent(rng, done, crowding) for _ in range(2)]
+            parents = [population[rng.integers(len(population), size=2).min()] for _ in range(2)]  # the better of two
             values = self._mixed(rng, parents, 1 / len(space))
             if not self._duplicate(values):
                 return values
         return None
-
-    def _parent(self, rng: np.random.Generator, done: list[Any], crowding: np.ndarray) -> Any:
-        one, other = rng.integers(len(done), size=2)
-        is_better = (done[one].score, -crowding[one]) <= (done[other].score, -crowding[other])
-        return done[one if is_better else other]
 
     def _mixed(self, rng: np.random.Generator, parents: list[Any], rate: float) -> dict[str, Any]:
         made = keras_tuner.HyperParameters()
@@ -169,8 +171,10 @@ class ParetoOracle(keras_tuner.Oracle):
         return dict(made.values)
 
     def _changed(self, rng: np.random.Generator, parameter: Any, value: Any) -> Any:
-        if hasattr(parameter, "values") and not getattr(parameter, "ordered", False):
+        kind = type(parameter).__name__
+        if kind == "Boolean" or (kind == "Choice" and not parameter.ordered):
             return parameter.prob_to_value(rng.random())  # categories have no neighbours
-        place = parameter.value_to_prob(value) + rng.normal(0.0, self.spread)
-        place = min(abs(place), 2 - abs(place))  # reflected at the ends
+        place = parameter.value_to_prob(value) + rng.normal(0.0, self.spread * 10 ** rng.uniform(-1.5, 0.0))
+        place = abs(place) % 2
+        place = min(place, 2 - place)  # reflected at the ends
         return parameter.prob_to_value(float(np.clip(place, 0.0, 1.0)))

@@ -99,7 +99,9 @@ def test_the_plot_is_a_picture_and_needs_objectives(tmp_path):
 
 def test_budgets_that_nothing_meets_name_the_nearest_trial():
     rows = [{"val_accuracy": 0.9, "bytes": 900.0, "over_budget": 0.8}, {"val_accuracy": 0.8, "bytes": 550.0, "over_budget": 0.1}]
-    with pytest.raises(ValueError, match="No trial is within the budgets. Received: 2 trials, of which 01 is the nearest: 10.0% over"):
+    with pytest.raises(
+        ValueError, match="No trial is within the budgets. Received: 2 trials, of which 01 is the nearest: 10.0% over"
+    ):
         pareto_front(oracle_of(rows), ["val_accuracy", "bytes"])
 
 

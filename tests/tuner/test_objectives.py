@@ -23,7 +23,7 @@ def test_every_trial_within_is_above_every_one_over_and_of_these_the_nearer_is_h
     values = 10 ** rng.uniform(-3, 3, 200) * (1 if metric == "val_accuracy" else rng.choice([-1, 1], 200))
     trials = [
         {metric: value, "bytes": size, "latency": latency}
-        for value, size, latency in zip(values, rng.uniform(1, 300, 200), rng.uniform(0.1, 8, 200), strict=True)
+        for value, size, latency in zip(values, rng.uniform(1, 200, 200), rng.uniform(0.1, 4, 200), strict=True)
     ]
     over = [max(0, trial["bytes"] / 100 - 1) + max(0, trial["latency"] / 2 - 1) for trial in trials]
     scores = [score(trial) for trial in trials]
@@ -75,7 +75,10 @@ def test_the_latency_of_the_file_is_measured_in_milliseconds(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"budgets": {"weight": 3}}, "names costs: bytes, gzip_bytes, latency, macs, parameters, nonzero_parameters. Received: weight"),
+        (
+            {"budgets": {"weight": 3}},
+            "names costs: bytes, gzip_bytes, latency, macs, parameters, nonzero_parameters. Received: weight",
+        ),
         ({"budgets": {"bytes": 0}}, "budgets\\['bytes'\\]` must be greater than 0"),
         ({"budgets": [3]}, "`budgets` must be a dict"),
         ({"weights": {"macs": 1.0}}, "neither a budget nor a reference for macs"),

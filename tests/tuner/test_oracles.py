@@ -22,17 +22,25 @@ def objectives():
 class Tuner(keras_tuner.Tuner):
     """Asks a formula in place of a training."""
 
-    limit = None
+    limit = killed_at = None
 
     def run_trial(self, trial, *args, **kwargs):
+        if self.killed_at == int(trial.trial_id):
+            raise KilledError
         found = error_and_size(trial.hyperparameters)
         if self.limit is not None:
             found["over_budget"] = max(0.0, found["size"] / self.limit - 1)
         return found | {"multi_objective": sum(found.values())}
 
 
-def search(folder, oracle, name="search", **attributes):
+class KilledError(BaseException):
+    """Nothing that a tuner would take for a failed trial."""
+
+
+def search(folder, oracle, name="search", *, on_disk=False, **attributes):
     tuner = Tuner(oracle, directory=folder, project_name=name)
+    if not on_disk:  # three files a trial take longer than the trial
+        oracle.save = oracle._save_trial = lambda *args: None
     vars(tuner).update(attributes)
     error_and_size(oracle.hyperparameters)
     tuner.search(verbose=0)
@@ -49,7 +57,7 @@ def test_it_covers_more_of_the_front_than_random_search(tmp_path):
     a = np.linspace(0, 1, 2001)
     best = hypervolume(np.stack([(1 - a) ** 2, a**2], 1), [2.0, 2.0])
     assert all(np.array(covered[ParetoOracle]) > covered[keras_tuner.oracles.RandomSearchOracle])
-    assert min(covered[ParetoOracle]) > 0.93 * best
+    assert min(covered[ParetoOracle]) > 0.85 * best
 
 
 def test_scores_are_fronts_and_the_best_trials_those_of_the_first(tmp_path):
@@ -66,27 +74,30 @@ def test_it_searches_within_the_budget(tmp_path):
     random = np.random.default_rng(0)
     a, b, waste = random.uniform(size=10000), random.uniform(size=10000), random.choice([0.0, 0.5, 1.0], size=10000)
     chance = np.mean(a**2 + 2 * b + waste <= 0.25)
-    assert len(within) / len(later) > 3 * chance
+    assert len(within) / len(later) > 8 * chance
     assert all(one.values["size"] <= 0.25 for one in pareto_front(tuner))
 
 
 def test_it_goes_on_where_it_was_stopped_with_the_same_proposals(tmp_path):
     whole = search(tmp_path, ParetoOracle(objectives(), max_trials=14, seed=5), "whole")
-    search(tmp_path, ParetoOracle(objectives(), max_trials=9, seed=5, num_initial_points=4), "parts")
-    resumed = search(tmp_path, ParetoOracle(objectives(), max_trials=14, seed=5), "parts")
+    with pytest.raises(KilledError):
+        search(tmp_path, ParetoOracle(objectives(), max_trials=14, seed=5), "parts", on_disk=True, killed_at=9)
+    resumed = search(tmp_path, ParetoOracle(objectives(), max_trials=14, seed=5), "parts", on_disk=True)
     assert len(resumed.oracle.trials) == 14
-    values = [[trial.hyperparameters.values for trial in tuner.oracle.trials.values()] for tuner in (whole, resumed)]
-    assert values[0] == values[1]
-    assert [trial.score for trial in resumed.oracle.trials.values()] == [trial.score for trial in whole.oracle.trials.values()]
+    found = [sorted(tuner.oracle.trials.values(), key=lambda trial: trial.trial_id) for tuner in (whole, resumed)]
+    assert [trial.hyperparameters.values for trial in found[0]] == [trial.hyperparameters.values for trial in found[1]]
+    assert [trial.score for trial in found[0]] == [trial.score for trial in found[1]]
 
 
 def test_it_stops_when_all_values_have_been_tried(tmp_path):
+    class Three(keras_tuner.Tuner):
+        def run_trial(self, trial, *args, **kwargs):
+            place = ["good", "bad", "worse"].index(trial.hyperparameters.get("kind"))
+            return {"error": place, "size": -place, "multi_objective": 0.0}
+
     oracle = ParetoOracle(objectives(), max_trials=50, seed=1)
-    space = keras_tuner.HyperParameters()
-    space.Choice("kind", ["good", "bad", "worse"])
-    oracle.hyperparameters, oracle.tune_new_entries = space, False
-    tuner = Tuner(oracle, directory=tmp_path, project_name="small")
-    tuner.search(verbose=0)
+    oracle.hyperparameters.Choice("kind", ["good", "bad", "worse"])
+    Three(oracle, directory=tmp_path, project_name="small").search(verbose=0)
     assert sorted(trial.hyperparameters.values["kind"] for trial in oracle.trials.values()) == ["bad", "good", "worse"]
 
 
