@@ -9,6 +9,7 @@ from keras_kd.tuner.fronts import Candidate, ParetoFront, hypervolume, pareto_fr
 from keras_kd.tuner.hypermodels import DistillationHyperModel
 from keras_kd.tuner.objectives import Score
 from keras_kd.tuner.oracles import ParetoOracle
+from keras_kd.tuner.resuming import resume
 from keras_kd.tuner.trials import fit_trial
 
 __all__ = [
@@ -21,4 +22,5 @@ __all__ = [
     "fit_trial",
     "hypervolume",
     "pareto_front",
+    "resume",
 ]

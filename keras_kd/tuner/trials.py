@@ -16,6 +16,7 @@ from keras_kd import callbacks as kd_callbacks
 from keras_kd import schedules
 from keras_kd._tunable import fraction
 from keras_kd.tuner.objectives import COSTS, OVER, SPARSITY, Score, as_objective
+from keras_kd.tuner.resuming import keep_copy
 
 _TOLERANCE = 0.005  # as in SparseCheckpoint: a whole number of weights seldom has the exact share
 FILE = "student.tflite"
@@ -284,6 +285,7 @@ def _folder(checkpoint: Any) -> Iterator[pathlib.Path]:
     if checkpoint is not None:
         folder = pathlib.Path(checkpoint.filepath).parent
         folder.mkdir(parents=True, exist_ok=True)
+        keep_copy(folder.parent)
         yield folder
     else:
         with tempfile.TemporaryDirectory() as made:
