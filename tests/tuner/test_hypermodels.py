@@ -115,6 +115,20 @@ def test_keras_tuners_tuners_run_it(name, tmp_path):
     assert isinstance(tuner.get_best_models()[0], keras_kd.Distiller)
 
 
+def test_the_tuner_of_scikit_learn_cross_validates_it(tmp_path):
+    from sklearn.model_selection import KFold
+
+    def scoring(model, x, y, sample_weight=None):
+        return model.evaluate(x, y, verbose=0, return_dict=True)["accuracy"]
+
+    keras.utils.disable_interactive_logging()
+    oracle = keras_tuner.oracles.RandomSearchOracle(objective=keras_tuner.Objective("score", "max"), max_trials=1)
+    tuner = keras_tuner.SklearnTuner(oracle, hypermodel(), scoring=scoring, cv=KFold(2), directory=tmp_path)
+    tuner.search(*data())
+    assert 0 <= tuner.oracle.trials["0"].score <= 1
+    assert tuner.get_best_models()[0].student.predict(data()[0], verbose=0).shape == (32, 3)
+
+
 def test_a_trial_of_hyperband_goes_on_from_the_weights_and_steps_of_the_one_before(tmp_path):
     steps, score = [], Score("val_accuracy", budgets={"parameters": 1000})
 
