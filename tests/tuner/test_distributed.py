@@ -101,9 +101,8 @@ def test_a_search_survives_the_death_of_a_worker_that_is_started_again(processes
 
     tuner = reload(tmp_path)
     trials = sorted(tuner.oracle.trials.values(), key=lambda trial: trial.trial_id)
-    assert [(trial.trial_id, trial.status) for trial in trials] == [(str(index), "COMPLETED") for index in range(4)]
-    assert all(0 <= metrics_of(trial)["score"] <= 1 for trial in trials)
-    assert len(pareto_front(tuner, ["val_accuracy", "parameters"]).candidates) == 4
+    assert [(trial.trial_id, trial.status) for trial in trials] == [(str(index), "COMPLETED") for index in range(3)]
+    assert all(trial.score == metrics_of(trial)["val_accuracy"] for trial in trials)
     assert len(list((tmp_path / "search" / "teacher").iterdir())) == 1  # one recording, for all workers
     seconds, message = (tmp_path / "silent.txt").read_text().split(" ", 1)
     assert float(seconds) < 10
@@ -112,8 +111,7 @@ def test_a_search_survives_the_death_of_a_worker_that_is_started_again(processes
 
 def reload(folder):
     """The finished search, where no chief is."""
-    objective = keras_tuner.Objective("score", "max")
-    return keras_tuner.RandomSearch(hypermodel(), objective=objective, max_trials=4, directory=folder, project_name="search")
+    return keras_tuner.RandomSearch(hypermodel(), objective="val_accuracy", max_trials=3, directory=folder, project_name="search")
 
 
 def test_an_address_that_answers_nobody_is_an_error_within_seconds(monkeypatch):

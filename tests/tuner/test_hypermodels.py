@@ -42,9 +42,9 @@ def search(tuner, **arguments):
 
 @pytest.fixture(scope="module")
 def searched(tmp_path_factory):
-    """A search by score, whose trials prune and round."""
+    """A search by score, whose trials prune."""
     score = Score("val_accuracy", budgets={"parameters": 50}, report=["bytes"])
-    space = hypermodel(score=score, search={"sparsity": [0.5], "num_bits": [8]})
+    space = hypermodel(score=score, search={"sparsity": [0.5]})
     folder = tmp_path_factory.mktemp("search")
     return search(keras_tuner.GridSearch(space, objective=score.objective, directory=folder, project_name="grid"))
 
@@ -67,9 +67,9 @@ def test_the_best_model_is_the_saved_student_with_its_sparsity(searched):
     kernels = [layer.kernel for layer in distiller.student.layers]
     zeros = sum(int(np.sum(keras.ops.convert_to_numpy(kernel) == 0)) for kernel in kernels)
     assert metrics_of(best)["sparsity"] == zeros / sum(int(np.prod(kernel.shape)) for kernel in kernels) >= 0.495
-    accuracy = distiller.evaluate(*data(16, seed=4), verbose=0, return_dict=True)
-    # Training saw rounded weights: plain ones may say otherwise in a few of the 16 samples.
-    assert abs(accuracy["accuracy"] - metrics_of(best)["val_accuracy"]) <= 3 / 16
+    distiller.evaluate_teacher = False
+    found = distiller.evaluate(*data(16, seed=4), verbose=0, return_dict=True)
+    assert found["accuracy"] == pytest.approx(metrics_of(best)["val_accuracy"])
 
 
 def test_the_teacher_is_in_no_checkpoint(searched):
@@ -98,8 +98,7 @@ def test_a_budget_that_nothing_meets_names_the_nearest_and_what_it_misses(tmp_pa
 
 
 TUNERS = {
-    "RandomSearch": {"max_trials": 2},
-    "GridSearch": {"max_trials": 2},
+    "RandomSearch": {"max_trials": 2},  # GridSearch and Hyperband are in other tests
     "BayesianOptimization": {"max_trials": 3, "num_initial_points": 2},
 }
 
@@ -149,16 +148,14 @@ def test_a_trial_of_hyperband_goes_on_from_the_weights_and_steps_of_the_one_befo
 def test_the_teacher_runs_once_for_all_trials_and_again_for_other_data(tmp_path):
     teacher, seen = counted(classifier(16))
     space = hypermodel(teacher, record=tmp_path / "said")
-    tuner = search(keras_tuner.GridSearch(space, objective="val_accuracy", directory=tmp_path, max_trials=3))
+    search(keras_tuner.GridSearch(space, objective="val_accuracy", directory=tmp_path, max_trials=2))
+    assert sum(size or 0 for size in seen) <= 32 + 3 * 8  # the data, and the samples by which a recording knows its teacher
     assert len(list((tmp_path / "said").iterdir())) == 1
     seen.clear()
-    other = keras_tuner.GridSearch(space, objective="val_accuracy", directory=tmp_path, project_name="again", max_trials=1)
-    search(other)
     again = hypermodel(teacher, record=tmp_path / "said")  # as in another process
     search(keras_tuner.GridSearch(again, objective="val_accuracy", directory=tmp_path, project_name="third", max_trials=1))
-    assert sum(size or 0 for size in seen) <= 8  # the samples by which a recording knows its teacher
+    assert sum(size or 0 for size in seen) <= 8
     x, y = data(seed=9)
-    tuner.oracle.max_trials = None
     other = keras_tuner.GridSearch(again, objective="accuracy", directory=tmp_path, project_name="fourth", max_trials=1)
     other.search(x, y, epochs=1, verbose=0)
     assert len(list((tmp_path / "said").iterdir())) == 2
@@ -188,7 +185,7 @@ def test_data_in_another_order_each_time_ask_the_teacher_itself(tmp_path):
     space = hypermodel()
     tuner = keras_tuner.GridSearch(space, objective=keras_tuner.Objective("accuracy", "max"), directory=tmp_path, max_trials=1)
     with pytest.warns(UserWarning, match="by shuffling or augmenting, so the teacher is not recorded"):
-        tuner.search(shuffled, epochs=1, verbose=0)
+        tuner.search(shuffled, epochs=1, shuffle=False, verbose=0)
     assert tuner.oracle.trials["0"].status == "COMPLETED"
     assert not (pathlib.Path(tuner.project_dir) / "teacher").exists()
 
