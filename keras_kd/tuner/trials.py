@@ -18,7 +18,7 @@ from keras_kd._tunable import fraction
 from keras_kd.tuner.objectives import COSTS, OVER, SPARSITY, Score, as_objective
 from keras_kd.tuner.resuming import keep_copy
 
-_TOLERANCE = 0.005  # as in SparseCheckpoint: a whole number of weights seldom has the exact share
+_TOLERANCE = 0.005  # as in SparseCheckpoint
 FILE = "student.tflite"
 
 
@@ -85,13 +85,9 @@ def fit_trial(
         files = _Files(folder / "execution.weights.h5", folder / f"execution.{FILE}")
         found = _measured_untrained(model, score, objective, files)
         if found is None:
-            rules = _Rules(
-                _target(trial_callbacks, others) if sparsity is None else float(fraction("sparsity", sparsity)),
-                max(
-                    [one.start_step for one in [*others, *trial_callbacks] if isinstance(one, kd_callbacks.Quantization)],
-                    default=-1,
-                ),
-            )
+            target = _target(trial_callbacks, others) if sparsity is None else float(fraction("sparsity", sparsity))
+            rounding = [one for one in [*others, *trial_callbacks] if isinstance(one, kd_callbacks.Quantization)]
+            rules = _Rules(target, max([one.start_step for one in rounding], default=0), _tolerance(model))
             best = _BestEpoch(files.weights, _comparison(monitor, score, objective), rules, _wanted(objective, score))
             model.fit(*args, callbacks=[*others, *trial_callbacks, best], **kwargs)
             found = _report(model, best, score, files)
@@ -112,6 +108,7 @@ class _Rules(NamedTuple):
 
     sparsity: float | None
     start_step: int
+    tolerance: float
 
     def missing(self, logs: Mapping[str, float], optimizer: Any) -> float:
         """0 for an epoch that counts; else what it lacks, as a share."""
@@ -122,7 +119,7 @@ class _Rules(NamedTuple):
                     f"An epoch must have a sparsity of {self.sparsity}, and nothing logs it. Received logs: {', '.join(logs)}. Put "
                     "Pruning or KeepSparsity into `trial_callbacks`."
                 )
-            lacks = max(0.0, self.sparsity - _TOLERANCE - logs[SPARSITY]) / self.sparsity
+            lacks = max(0.0, self.sparsity - self.tolerance - logs[SPARSITY]) / self.sparsity
         if self.start_step > 0 and int(keras.ops.convert_to_numpy(optimizer.iterations)) <= self.start_step:
             lacks += 1.0
         return lacks
@@ -224,6 +221,12 @@ def _target(*lists: Sequence[Any]) -> float | None:
     return None
 
 
+def _tolerance(model: Any) -> float:
+    """How far below its sparsity a model may be, since each kernel has a whole number of zeros."""
+    sizes = [math.prod(weight.shape) for weight in getattr(model, "student", model).weights if len(weight.shape) > 1]
+    return max(_TOLERANCE, len(sizes) / max(1, sum(sizes)))
+
+
 def _measured_untrained(model: Any, score: Score | None, objective: Any, files: _Files) -> dict[str, float] | None:
     """What is known of a model that is over its budgets before it is trained; None for others."""
     if score is None or objective is None or objective.name != "score" or not score.budgets.keys() & {"macs", "parameters"}:
@@ -246,7 +249,7 @@ def _report(model: Any, best: _BestEpoch, score: Score | None, files: _Files) ->
         if best.missing > 0:
             raise FailedTrialError(
                 f"No epoch reached its target: the last one has a sparsity of {best.logs.get(SPARSITY, 0.0):.3f}, wanted is "
-                f"{best.rules.sparsity}, with rounding from step {max(best.rules.start_step, 0)} on. Let the schedule end before "
+                f"{best.rules.sparsity}, with rounding from step {best.rules.start_step} on. Let the schedule end before "
                 "the training does."
             )
         return found
