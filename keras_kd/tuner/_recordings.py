@@ -37,11 +37,11 @@ def is_array_data(x: Any) -> bool:
     return bool(leaves) and all(isinstance(leaf, np.ndarray | tf.Tensor) and len(leaf.shape) > 0 for leaf in leaves)
 
 
-def steps_per_epoch(call: Mapping[str, Any]) -> int:
-    """How many batches an epoch of a call of `fit` has.
+def steps_per_epoch(call: Mapping[str, Any], *, needed: bool) -> int:
+    """How many batches an epoch of a call of `fit` has; 0 if that is neither known nor needed.
 
     Raises:
-        ValueError: if that is not known.
+        ValueError: if it is needed.
     """
     x = call.get("x")
     if call.get("steps_per_epoch"):
@@ -56,6 +56,8 @@ def steps_per_epoch(call: Mapping[str, Any]) -> int:
         return max(1, math.ceil(samples / (call.get("batch_size") or _BATCH)))
     elif x is not None and hasattr(x, "__len__"):
         return len(x)
+    if not needed:
+        return 0
     raise FatalValueError(
         f"A schedule needs the number of batches of an epoch. Received: data of type {type(x).__name__}, of unknown length. "
         "Pass steps_per_epoch= to `search`, or tell a data set by `.apply(tf.data.experimental.assert_cardinality(batches))`."

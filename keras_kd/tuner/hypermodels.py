@@ -245,7 +245,7 @@ class DistillationHyperModel(keras_tuner.HyperModel):
             hp: the trial's hyperparameters.
             distiller: the trial's.
             epochs: how many epochs this training has.
-            steps: how many optimizer steps.
+            steps: how many optimizer steps; 0 if that is not known, and no sparsity is searched.
         """
         made: list[Any] = []
         final = self.value(hp, "final_temperature")
@@ -279,9 +279,8 @@ class DistillationHyperModel(keras_tuner.HyperModel):
         call = self.taught(model, bound(model, args, kwargs))
         epochs = call.get("epochs", 1) - call.get("initial_epoch", 0)
         accumulated = getattr(model.optimizer, "gradient_accumulation_steps", None) or 1
-        needs_steps = self.search.get("sparsity") is not None or type(self).callbacks is not DistillationHyperModel.callbacks
-        steps = epochs * steps_per_epoch(call) // accumulated if needs_steps else 0
-        made = self.callbacks(hp, model, epochs, steps)
+        batches = steps_per_epoch(call, needed=self.search.get("sparsity") is not None)
+        made = self.callbacks(hp, model, epochs, epochs * batches // accumulated)
         return fit_trial(model, trial_callbacks=made, score=self.score, sparsity=self.sparsity(hp), **call)
 
     def taught(self, model: Distiller, call: dict[str, Any]) -> dict[str, Any]:

@@ -117,7 +117,8 @@ class ParetoOracle(keras_tuner.Oracle):
     def _completed(self) -> list[Any]:
         """Its trials in the order in which they began, whatever that of the files is: random choices go by place."""
         done = [trial for trial in self.trials.values() if trial.status == "COMPLETED" and np.isfinite(self._values(trial)).all()]
-        return sorted(done, key=lambda trial: self.start_order.index(trial.trial_id))
+        places = {trial_id: place for place, trial_id in enumerate(self.start_order)}
+        return sorted(done, key=lambda trial: (places.get(trial.trial_id, len(places)), trial.trial_id))
 
     def _values(self, trial: Any) -> np.ndarray:
         """Its objectives, all to be small."""

@@ -1,13 +1,14 @@
 """Fronts and volumes against brute force, and what is shown of them."""
 
 import itertools
+import json
 import types
 
 import keras_tuner
 import numpy as np
 import pytest
 
-from keras_kd.tuner import hypervolume, pareto_front
+from keras_kd.tuner import hypervolume, pareto_front, resume
 from keras_kd.tuner._dominance import crowding, front_indices
 
 
@@ -81,6 +82,11 @@ def test_a_front_has_the_unbeaten_trials_within_the_budgets():
     assert pareto_front(oracle_of(ROWS), ["val_accuracy", "bytes"]).reference == {"val_accuracy": 0.7, "bytes": 400.0}
 
 
+def test_a_front_is_made_of_types_that_json_knows():
+    found = pareto_front(oracle_of(ROWS), ["val_accuracy", "bytes"]).as_dict()
+    assert json.loads(json.dumps(found))["candidates"][1]["values"] == {"val_accuracy": 0.8, "bytes": 100.0}
+
+
 def test_the_table_shows_objectives_and_the_hyperparameters_that_differ():
     lines = str(pareto_front(oracle_of(ROWS), ["val_accuracy", "bytes"])).splitlines()
     assert lines[0].split() == ["trial", "val_accuracy", "bytes", "width"]
@@ -111,6 +117,7 @@ def test_budgets_that_nothing_meets_name_the_nearest_trial():
         (lambda: pareto_front(oracle_of(ROWS)), "needs two objectives or more. Received: val_accuracy"),
         (lambda: pareto_front(oracle_of(ROWS), ["val_accuracy", "macs"]), "No trial has the metric macs. Received metrics: bytes"),
         (lambda: pareto_front(oracle_of([]), ["val_accuracy", "bytes"]), "has no finished trial. Received: 0 trials"),
+        (lambda: resume(3), "must be a keras_tuner tuner or oracle"),
         (lambda: pareto_front(3, ["val_accuracy", "bytes"]), "must be a keras_tuner tuner or oracle"),
         (lambda: pareto_front(oracle_of(ROWS), ["val_accuracy", "bytes"], reference={"size": 3}), "by objective.*Received: size"),
         (lambda: hypervolume([[1.0, 2.0]], [1.0]), "shapes \\(1, 2\\) and \\(1,\\)"),

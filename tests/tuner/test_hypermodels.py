@@ -190,6 +190,36 @@ def test_data_in_another_order_each_time_ask_the_teacher_itself(tmp_path):
     assert not (pathlib.Path(tuner.project_dir) / "teacher").exists()
 
 
+def test_a_data_set_in_one_order_is_recorded_and_so_is_a_recording_a_teacher(tmp_path):
+    import tensorflow as tf
+
+    def one_trial(teacher, name, *args, **arguments):
+        tuner = keras_tuner.GridSearch(
+            hypermodel(teacher), objective="val_accuracy", directory=tmp_path, max_trials=1, project_name=name
+        )
+        tuner.search(*args, validation_data=data(16, seed=4), epochs=1, verbose=0, **arguments)
+        assert tuner.oracle.trials["0"].status == "COMPLETED", tuner.oracle.trials["0"].message
+
+    teacher, seen = counted(classifier(16))
+    one_trial(teacher, "data set", tf.data.Dataset.from_tensor_slices(data()).batch(16))
+    (folder,) = (tmp_path / "data set" / "teacher").iterdir()
+    recording = keras_kd.Recording(folder)
+    assert recording.num_samples == 32
+    seen.clear()
+    one_trial(recording, "recording", batch_size=8)
+    assert not seen
+
+
+def test_a_schedule_needs_the_number_of_batches():
+    def batches():
+        yield data()
+
+    space = hypermodel(search={"sparsity": 0.5})
+    hp = keras_tuner.HyperParameters()
+    with pytest.warns(UserWarning, match="can be read once only"), pytest.raises(ValueError, match="Pass steps_per_epoch="):
+        space.fit(hp, space.build(hp), batches(), epochs=1)
+
+
 def test_validation_split_takes_the_last_samples(tmp_path):
     class Seen(DistillationHyperModel):
         def taught(self, model, call):

@@ -127,6 +127,14 @@ def test_several_objectives_have_keras_tuners_sum(tmp_path):
     assert found["multi_objective"] == 28 - 0.25
 
 
+def test_the_state_of_the_search_is_copied_before_each_trial_unless_it_is_cut_off(tmp_path):
+    trial = tmp_path / "trial_0"
+    for content, copied in (('{"ongoing_trials": {}}', '{"ongoing_trials": {}}'), ('{"ongoing_', '{"ongoing_trials": {}}')):
+        (tmp_path / "oracle.json").write_text(content)
+        fit(ACCURACY, trial, epochs=1, trial_callbacks=[Replay(val_accuracy=[0.5])])
+        assert (tmp_path / "oracle.json.last").read_text() == copied
+
+
 def test_metrics_that_are_no_numbers_are_left_out(tmp_path):
     found = fit(ACCURACY, tmp_path, epochs=1, trial_callbacks=[Replay(val_accuracy=[0.5], val_other=[np.nan])])
     assert "val_other" not in found
