@@ -2,7 +2,9 @@
 
 import copy
 import pathlib
+import shutil
 import tempfile
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -131,6 +133,7 @@ class DistillationHyperModel(keras_tuner.HyperModel):
         self.score = score
         self.teacher_preprocessing = teacher_preprocessing
         self.record = record
+        self._own_folder: pathlib.Path | None = None
         self._recordings = Recordings(teacher, teacher_preprocessing, record_options or {})
 
     # What a trial is made of
@@ -330,8 +333,10 @@ class DistillationHyperModel(keras_tuner.HyperModel):
         checkpoint = next((one for one in tuner_callbacks if _is_checkpoint(one)), None)
         if checkpoint is not None:
             return pathlib.Path(checkpoint.filepath).parent.parent / "teacher"
-        self._temporary = getattr(self, "_temporary", None) or tempfile.TemporaryDirectory()
-        return pathlib.Path(self._temporary.name)
+        if self._own_folder is None:  # outside of a search
+            self._own_folder = pathlib.Path(tempfile.mkdtemp())
+            weakref.finalize(self, shutil.rmtree, self._own_folder, ignore_errors=True)
+        return self._own_folder
 
     def _set_weights(self, hp: Any, distiller: Distiller) -> None:
         if (spec := self.search.get("distillation_loss_weight")) is None:
