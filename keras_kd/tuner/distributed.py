@@ -10,7 +10,7 @@ from keras_kd._tunable import positive
 _IP, _PORT, _ID = "KERASTUNER_ORACLE_IP", "KERASTUNER_ORACLE_PORT", "KERASTUNER_TUNER_ID"
 
 
-def check_chief(address: str | None = None, *, timeout: float = 30.0) -> str | None:
+def check_chief(address: str | None = None, *, timeout: float = 15.0) -> str | None:
     """Waits until the chief of a search answers, or says within seconds that it does not.
 
     Call it in the script that chief and workers share, before the tuner is made. By KerasTuner's environment variables it knows

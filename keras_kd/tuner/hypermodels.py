@@ -127,7 +127,7 @@ class DistillationHyperModel(keras_tuner.HyperModel):
         self.teacher = teacher
         self.losses = losses
         self.given = _checked_search(search)
-        self.search = (DEFAULT_SEARCH if not callable(losses) else _without(DEFAULT_SEARCH, "temperature")) | self.given
+        self.search = (_without(DEFAULT_SEARCH, "temperature") if _is_factory(losses) else DEFAULT_SEARCH) | self.given
         self.loss, self.metrics, self.optimizer = loss, metrics, optimizer
         self.compile_options = dict(compile_options or {})
         self.score = score
@@ -179,7 +179,7 @@ class DistillationHyperModel(keras_tuner.HyperModel):
         if isinstance(given, Mapping):
             name = hp.Choice("distillation_loss", list(given))
             given = given[name]
-        if callable(given) and not isinstance(given, keras.losses.Loss | type):
+        if _is_factory(given):
             given = given(hp)
         given = losses.KDLoss() if given is None else given
         return [_fresh(one) for one in given] if isinstance(given, list | tuple) else [_fresh(given)]
@@ -190,9 +190,9 @@ class DistillationHyperModel(keras_tuner.HyperModel):
         Args:
             hp: the trial's hyperparameters.
         """
-        made = self.optimizer(hp) if _is_function(self.optimizer) else self.optimizer
+        made = self.optimizer(hp) if _is_factory(self.optimizer) else self.optimizer
         made = keras.optimizers.get(made if isinstance(made, str) else keras.optimizers.serialize(made))
-        rate = self.value(hp, "learning_rate") if not _is_function(self.optimizer) or "learning_rate" in self.given else None
+        rate = self.value(hp, "learning_rate") if not _is_factory(self.optimizer) or "learning_rate" in self.given else None
         if rate is not None:
             made.learning_rate = rate
         return made
@@ -408,8 +408,9 @@ def _fresh(given: Any) -> Any:
     return given if isinstance(given, str) or callable(given) else copy.deepcopy(given)
 
 
-def _is_function(given: Any) -> bool:
-    return callable(given) and not isinstance(given, keras.optimizers.Optimizer)
+def _is_factory(given: Any) -> bool:
+    """Whether it is a function of `hp`, and not what such a function returns."""
+    return callable(given) and not isinstance(given, keras.losses.Loss | keras.optimizers.Optimizer | type)
 
 
 def _without(given: Mapping[str, Any], key: str) -> dict[str, Any]:

@@ -161,7 +161,8 @@ class Score:
         wanted = [name for name in self.costs if name in _OF_MODEL]
         if not wanted:
             return {}
-        layers = profile.layer_profiles(getattr(model, "student", model))
+        sample = self.export.get("check_data", self.export.get("representative_data"))
+        layers = profile.layer_profiles(getattr(model, "student", model), sample)
         if "macs" in wanted and (unknown := [layer.path for layer in layers if layer.macs is None]):
             raise FatalValueError(
                 f"The multiply-accumulates of some layers cannot be counted. Received: {', '.join(unknown)}. Take a budget of "

@@ -318,6 +318,12 @@ def test_everything_that_search_names_reaches_the_trial():
     assert again.distillation_losses[0] is not distiller.distillation_losses[0]
 
 
+def test_the_temperature_of_a_given_loss_is_searched_and_that_of_a_function_left_to_it():
+    for given, expected in ((losses.KDLoss(temperature=7.0), 1.0), (lambda hp: losses.KDLoss(temperature=7.0), 7.0)):
+        space = DistillationHyperModel(build_student, classifier(16), losses=given)
+        assert space.build(keras_tuner.HyperParameters()).distillation_losses[0].temperature == expected
+
+
 def test_losses_are_chosen_by_name_and_copied_for_each_trial():
     given = losses.KDLoss(temperature=7.0)
     space = hypermodel(losses={"plain": given, "decoupled": lambda hp: losses.DKDLoss()}, search={"temperature": None})
