@@ -15,7 +15,7 @@ import tensorflow as tf
 from keras_tuner.errors import FatalValueError
 
 from keras_kd.recording import Recording, record_teacher
-from keras_kd.recording._fingerprints import teacher_fingerprint
+from keras_kd.recording._fingerprints import _code, teacher_fingerprint
 from keras_kd.recording._sources import as_holder
 
 _WAIT = 3600.0  # seconds for another worker's recording
@@ -151,7 +151,8 @@ class Recordings:
         found = hashlib.sha256()
         fingerprint = teacher_fingerprint(as_holder(self.teacher, self.preprocessing))
         settings = {name: value for name, value in sorted(self.options.items()) if name not in ("augment", "verbose", "verify")}
-        found.update(repr((sorted(fingerprint.items()), names, settings)).encode())
+        augment = self.options.get("augment")
+        found.update(repr((sorted(fingerprint.items()), names, settings, augment and _code(augment))).encode())
         leaves = [data.element_spec, int(data.cardinality()), next(iter(data))] if isinstance(data, tf.data.Dataset) else data
         for leaf in keras.tree.flatten(leaves):
             if isinstance(leaf, np.ndarray | tf.Tensor):

@@ -12,7 +12,7 @@ import pytest
 
 import keras_kd
 from keras_kd import callbacks, losses
-from keras_kd.tuner import DistillationHyperModel, Score, fit_trial, pareto_front, resume
+from keras_kd.tuner import DistillationHyperModel, Score, _recordings, fit_trial, pareto_front, resume
 from tests.conftest import classifier
 from tests.tuner.common import CROSS_ENTROPY, EAGER, build_student, data, hypermodel, metrics_of
 
@@ -159,6 +159,24 @@ def test_the_teacher_runs_once_for_all_trials_and_again_for_other_data(tmp_path)
     other = keras_tuner.GridSearch(again, objective="accuracy", directory=tmp_path, project_name="fourth", max_trials=1)
     other.search(x, y, epochs=1, verbose=0)
     assert len(list((tmp_path / "said").iterdir())) == 2
+
+
+def test_a_worker_waits_while_another_records(tmp_path, monkeypatch):
+    calls = []
+
+    def busy_at_first(*args, **kwargs):
+        calls.append(args)
+        if len(calls) == 1:
+            raise RuntimeError('"said" is being recorded by process 1 on another host.')
+        return keras_kd.record_teacher(*args, **kwargs)
+
+    monkeypatch.setattr(_recordings, "record_teacher", busy_at_first)
+    x, y = data()
+    made = _recordings.Recordings(classifier(16), None, {"augment": lambda x, seed: x})({"x": x, "y": y}, tmp_path, [])
+    other = _recordings.Recordings(classifier(16), None, {"augment": lambda x, seed: -x})({"x": x, "y": y}, tmp_path, [])
+    assert len(calls) == 3
+    assert made[0].num_samples == other[0].num_samples == 32
+    assert made[0].path != other[0].path
 
 
 def test_recorded_and_live_teachers_train_the_same_student(tmp_path):
