@@ -608,3 +608,19 @@ def test_training_without_labels_can_be_validated_with_metrics(teacher, student,
     assert set(history) == {"loss", "distillation_loss", "val_loss", "val_distillation_loss", "val_accuracy"}
     accuracy = np.mean(np.argmax(student(data[0]), axis=-1) == data[1])
     assert history["val_accuracy"][-1] == pytest.approx(accuracy)
+
+
+def test_the_optimizer_makes_its_slots_outside_the_graph_of_the_step(teacher, student, data):
+    eagerly = []
+
+    class Noting(keras.optimizers.Adam):
+        def build(self, variables):
+            if not self.built:
+                eagerly.append(tf.executing_eagerly())
+            super().build(variables)
+
+    distiller = Distiller(teacher, student)
+    distiller.compile(Noting(), loss=FROM_LOGITS)
+    distiller.fit(*data, verbose=0)
+    assert eagerly == [True]
+    assert [v.path for v in distiller.optimizer.variables][2].startswith("noting/")
