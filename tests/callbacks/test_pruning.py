@@ -132,11 +132,8 @@ def test_global_scope_ranks_all_weights_together():
 @pytest.mark.parametrize(
     ("optimizer", "options"),
     [
-        ({}, {}),
         ({}, {"run_eagerly": True}),
-        ({}, {"jit_compile": True}),
         ({}, {"steps_per_execution": 4}),
-        ({}, {"steps_per_execution": 16}),
         ({"weight_decay": 0.1}, {"steps_per_execution": 16, "jit_compile": True}),
         ({"use_ema": True, "ema_momentum": 0.9}, {}),
         ({"use_ema": True, "ema_momentum": 0.9}, {"steps_per_execution": 16}),
