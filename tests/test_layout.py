@@ -21,7 +21,8 @@ FLOORS = [
     {"_finite", "_distribute", "_logs", "distiller", "mutual", "_agreement", "_files", "_pages", "_samples", "_litert", "export"},
     {"_macs", "analysis", "profile", "report"},
     {"surgery"},
-    {"demo"},
+    {"compression"},
+    {"demo", "tuner"},
     {"cli", "__main__"},
 ]
 

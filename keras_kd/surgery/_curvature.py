@@ -1,6 +1,7 @@
 """What do the outputs lose without a channel, and how well do the others stand for it? Moments of values and of gradients."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -9,12 +10,13 @@ import tensorflow as tf
 from keras import ops
 
 from keras_kd import _outputs
-from keras_kd.surgery import _nodes, _reading
+from keras_kd.surgery import _heads, _nodes, _reading
 from keras_kd.surgery._analysis import Analysis
 
 _WORK = 4e10  # multiply-accumulates for the moments of one read point
 _LEAST = 8  # rows a channel, whatever the work
 _RIDGE = 1e-3  # of the mean variance
+_FEW = 0.1  # of the mean variance for each number a row, of heads: in few rows any number seems to be a combination of many others
 _MEMORY = 1 << 29  # bytes for a pass with gradients
 
 
@@ -27,15 +29,17 @@ class ReadPoint:
         roots: of its channels, each once.
         table: `(positions, roots)`, where each of them stands along the axis; None where some stand more often than others.
         inverse: for each place along the axis, which root it is.
+        features: numbers of each root in a row: 1 for channels.
     """
 
     axis: int
     roots: np.ndarray
     table: np.ndarray | None
     inverse: np.ndarray
+    features: int = 1
 
     def rows(self, x: Any) -> Any:
-        """`(samples, rows, roots)` of a batch; what stands several times along the axis is one row each."""
+        """`(samples, rows, roots * features)` of a batch; what stands several times along the axis is one row each."""
         x = ops.cast(ops.moveaxis(x, self.axis, -1), "float32")
         if self.table is not None and len(self.table) == 1:
             return ops.reshape(ops.take(x, self.table[0], -1), (x.shape[0], -1, len(self.roots)))
@@ -45,8 +49,40 @@ class ReadPoint:
         return ops.reshape(ops.matmul(x, spread), (x.shape[0], -1, len(self.roots)))
 
 
+@dataclasses.dataclass
+class HeadPoint(ReadPoint):
+    """What the output projection of attention reads: `features` are all that the heads of a root give.
+
+    Heads often give much the same at all steps, so that what is lost there adds up. A point of its own is therefore the mean over
+    the steps, with the sum of the gradients, and here is what is left: `sum_t g_t' d_t = (sum_t g_t)' mean d + sum_t g_t' (d_t -
+    mean d)`.
+
+    Attributes:
+        steady: the point of the means.
+    """
+
+    steady: ReadPoint = dataclasses.field(init=False)
+
+    def __post_init__(self) -> None:
+        self.steady = ReadPoint(self.axis, self.roots, None, self.inverse, self.features)
+
+    def parted(self, values: Any, slopes: Any) -> list[tuple[ReadPoint, Any, Any]]:
+        """Both points with the rows of values and gradients."""
+        mean, total = ops.mean(values, 1, keepdims=True), ops.sum(slopes, 1, keepdims=True)
+        return [(self.steady, mean, total), (self, values - mean, slopes - total / values.shape[1])]
+
+    def rows(self, x: Any) -> Any:
+        """`(samples, steps, roots * features)` of `(samples, *steps, heads, channels)`."""
+        together = ops.take(ops.cast(x, "float32"), np.argsort(self.inverse, kind="stable"), -2)
+        return ops.reshape(together, (x.shape[0], -1, len(self.roots) * self.features))
+
+
+HEADS = -2  # their axis
+_INSIDE = 0  # in the place of the `id` of a tensor: what is read inside of the layer
+
+
 def read_points(found: Analysis) -> dict[tuple[int, int], ReadPoint]:
-    """Where channels are read that can go, by `id` of the call and of the tensor."""
+    """Where channels are read that can go, by `id` of the call and of the tensor; of heads, that of the call and 0."""
     points: dict[tuple[int, int], ReadPoint] = {}
     for node in _nodes.calls_of(found.model):
         record = found.records[id(node.operation)]
@@ -58,6 +94,11 @@ def read_points(found: Analysis) -> dict[tuple[int, int], ReadPoint]:
                 ending = [root for root in set(roots.tolist()) if (root in read or root not in given) and root not in found.pinned]
                 if ending:
                     points[id(node), id(tensor)] = _point(axis, roots)
+        heads = found.rooted(_heads.heads_of(record))
+        if any(root not in found.pinned for root in heads.tolist()):
+            roots, inverse = np.unique(heads, return_inverse=True)
+            features = math.prod(record.operation._output_dense.kernel.shape[:2]) // len(roots)
+            points[id(node), _INSIDE] = HeadPoint(HEADS, roots, None, inverse, features)
     return points
 
 
@@ -72,28 +113,43 @@ def gradients(
     found: Analysis, points: dict[tuple[int, int], ReadPoint], inputs: list[Any], loss: Callable[[list[Any]], Any]
 ) -> list[tuple[ReadPoint, Any, Any]]:
     """Values at all read points, in `ReadPoint.rows`, and the gradients of the sum of a loss over the samples."""
-    seen: list[tuple[ReadPoint, Any]] = []
+    seen: list[tuple[ReadPoint, Any, Any, Any]] = []  # a tensor, what is read of it, and the layer inside of which that is
 
     with tf.GradientTape(watch_accessed_variables=False) as tape:
+
+        def watched(x: Any) -> Any:
+            entered = tf.identity(x)
+            entered._keras_mask = getattr(x, "_keras_mask", None)
+            tape.watch(entered)
+            return entered
 
         def call(node: Any, values: dict[int, Any]) -> list[Any]:
             for key in list(values):
                 point = points.get((id(node), key))
                 if point is not None:
-                    values[key] = tf.identity(values[key])
-                    tape.watch(values[key])
-                    seen.append((point, values[key]))
-            return _nodes.called(node.operation, node, values)
+                    values[key] = watched(values[key])
+                    seen.append((point, values[key], values[key], None))
+            inside = points.get((id(node), _INSIDE))
+            if inside is None:
+                return _nodes.called(node.operation, node, values)
+            with tape.stop_recording():
+                context = _heads.context_of(node.operation, node, values)
+            first, *others = _nodes.called(node.operation, node, values)
+            first = watched(first)
+            seen.append((inside, first, context, node.operation))
+            return [first, *others]
 
-        for x in inputs:
+        for x in (one for one in inputs if one.dtype.is_floating):
             tape.watch(x)  # so that what comes before the first read point is no constant
         total = loss(_nodes.run(found.model, inputs, call))
-    found_gradients = tape.gradient(total, [value for _, value in seen])
-    return [
-        (point, point.rows(value), point.rows(gradient))
-        for (point, value), gradient in zip(seen, found_gradients, strict=True)
-        if gradient is not None
-    ]
+    found_gradients = tape.gradient(total, [value for _, value, _, _ in seen])
+    rows: list[tuple[ReadPoint, Any, Any]] = []
+    for (point, _, read, layer), gradient in zip(seen, found_gradients, strict=True):
+        if gradient is not None and isinstance(point, HeadPoint):
+            rows += point.parted(point.rows(read), point.rows(_heads.slopes_of(layer, gradient)))
+        elif gradient is not None:
+            rows.append((point, point.rows(read), point.rows(gradient)))
+    return rows
 
 
 def _samples_at_once(model: Any) -> int:
@@ -172,7 +228,7 @@ class Curvature:
         for batch in _parted(batches, _samples_at_once(found.model)):
             for point, values, slopes in gradients(found, points, batch, loss):
                 if id(point) not in sums:
-                    n = len(point.roots)
+                    n = len(point.roots) * point.features
                     shift = np.mean(values, (0, 1), dtype="float64").astype("float32")
                     sums[id(point)] = _Seen(shift, 0, np.zeros(n), np.zeros((n, n)), np.zeros((n, n)))
                     self.points.append(point)
@@ -184,7 +240,8 @@ class Curvature:
             covariance = one.products / one.rows - np.outer(mean, mean)
             if not np.isfinite(covariance).all() or not np.isfinite(one.gradients).all():
                 raise ValueError("`data` must give finite numbers everywhere. Received: NaN or infinity in what a layer reads.")
-            ridge = _RIDGE * float(np.trace(covariance)) / len(mean) or 1.0
+            share = max(_RIDGE, _FEW * len(mean) / one.rows) if point.axis == HEADS else _RIDGE
+            ridge = share * float(np.trace(covariance)) / len(mean) or 1.0
             self._precisions[id(point)] = np.linalg.inv(covariance + ridge * np.eye(len(mean)))
             self._metrics[id(point)] = one.gradients / samples
 
@@ -202,35 +259,46 @@ class Curvature:
         one.gradients += np.asarray(ops.matmul(ops.transpose(slopes), slopes), "float64") * max(count / most, 1)
 
     def order(self, roots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """In which order channels of one group go, each the one that then costs least, and what all removed ones cost.
+        """In which order channels, or heads, of one group go, each the one that then costs least, and what all removed ones cost.
 
         Returns:
             Their numbers, `(channels,)`, and the cost after each, `(channels,)`, in shares of the outputs' variance.
         """
-        precisions, metrics = [], []
+        precisions, metrics, features = [], [], []
         for point in self.points:
             at = np.searchsorted(point.roots, roots)
             if np.array_equal(point.roots[np.minimum(at, len(point.roots) - 1)], roots):
+                at = _spread(at, point.features)
+                features.append(point.features)
                 precisions.append(self._precisions[id(point)][np.ix_(at, at)])
                 metrics.append(self._metrics[id(point)][np.ix_(at, at)])
         if not precisions:
             return np.arange(len(roots)), np.zeros(len(roots))
-        return eliminate(precisions, metrics)
+        return eliminate(precisions, metrics, features)
 
 
-def eliminate(precisions: Sequence[np.ndarray], metrics: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+def _spread(members: np.ndarray, features: int) -> np.ndarray:
+    """Indices of all numbers of some members that have several each."""
+    return (members[:, None] * features + np.arange(features)).ravel()
+
+
+def eliminate(
+    precisions: Sequence[np.ndarray], metrics: Sequence[np.ndarray], features: Sequence[int] = ()
+) -> tuple[np.ndarray, np.ndarray]:
     """Removes variables one after the other, each time that whose absence costs least when the others stand for it.
 
     Args:
-        precisions: for each point, the inverse covariance, `(n, n)`.
-        metrics: for each point, what errors cost: `d' M d`, `(n, n)`.
+        precisions: for each point, the inverse covariance, `(n f, n f)`.
+        metrics: for each point, what errors cost: `d' M d`, `(n f, n f)`.
+        features: for each point, f, of how many numbers a variable consists there; 1 each where it is not given.
 
     Returns:
         The order, `(n,)`, and the summed cost after each, `(n,)`.
     """
-    n = len(precisions[0])
+    features = features or [1] * len(precisions)
+    n = len(precisions[0]) // features[0]
     left, order, costs = np.arange(n), [], [0.0]
-    parts = [_Elimination(*pair) for pair in zip(precisions, metrics, strict=True)]
+    parts = [_Elimination(*triple) for triple in zip(precisions, metrics, features, strict=True)]
     at_once, block = max(n // 256, 1), max(n // 16, 32)
     while len(left):
         alive = np.ones(len(left), bool)
@@ -256,42 +324,62 @@ class _Elimination:
     ```
 
     Args:
-        precision: `(n, n)`.
-        metric: `(n, n)`.
+        precision: `(n f, n f)`.
+        metric: `(n f, n f)`.
+        features: f, numbers of each variable.
     """
 
-    def __init__(self, precision: np.ndarray, metric: np.ndarray) -> None:
+    def __init__(self, precision: np.ndarray, metric: np.ndarray, features: int = 1) -> None:
+        self._features = features
         self._set(precision, metric)
 
     def _set(self, precision: np.ndarray, metric: np.ndarray) -> None:
         self._precision, self._metric = precision, metric
-        self._variances, self._prices = precision.diagonal().copy(), metric.diagonal().copy()
+        self._variances, self._prices = (self._blocks(one) for one in (precision, metric))
         self._u, self._x, self._y = (np.zeros((len(precision), 0)) for _ in range(3))
+
+    def _blocks(self, matrix: np.ndarray) -> np.ndarray:
+        """Those on the diagonal, `(n, f, f)`."""
+        n = len(matrix) // self._features
+        return matrix.reshape(n, self._features, n, self._features)[np.arange(n), :, np.arange(n)].copy()
 
     def scores(self) -> np.ndarray:
         """What each variable costs, given those that have gone; those have no meaning any more."""
-        return np.maximum(self._prices, 0.0) / np.maximum(self._variances, 1e-300)
+        if self._features == 1:
+            return np.maximum(self._prices.ravel(), 0.0) / np.maximum(self._variances.ravel(), 1e-300)
+        return np.maximum(np.trace(np.linalg.solve(self._variances, self._prices), axis1=1, axis2=2), 0.0)
 
     def remove(self, gone: np.ndarray) -> float:
         """Removes some variables; what they cost together: the trace of the metric times the errors' covariance."""
-        across = self._precision[:, gone] - self._u @ self._u[gone].T  # (n, gone)
-        cross = self._metric[:, gone] - self._x @ self._y[gone].T  # (n, gone)
-        root = np.linalg.inv(np.linalg.cholesky(across[gone]))
+        at = _spread(gone, self._features)
+        across = self._precision[:, at] - self._u @ self._u[at].T  # (n f, gone f)
+        cross = self._metric[:, at] - self._x @ self._y[at].T  # (n f, gone f)
+        root = np.linalg.inv(np.linalg.cholesky(across[at]))
         inverse = root.T @ root
-        among = cross[gone]
+        among = cross[at]
         maps = across @ inverse
         halved = cross - maps @ among / 2
         self._u = np.concatenate([self._u, across @ root.T], axis=1)
         self._x = np.concatenate([self._x, maps, halved], axis=1)
         self._y = np.concatenate([self._y, halved, maps], axis=1)
-        self._variances -= np.einsum("ij,ij->i", across, maps)
-        self._prices -= 2 * np.einsum("ij,ij->i", maps, halved)
+        self._variances -= self._products(across, maps)
+        twice = self._products(maps, halved)
+        self._prices -= twice + twice.transpose(0, 2, 1)
+        self._variances[gone] = np.eye(self._features)  # of no meaning, but regular
         return max(float(np.sum(among * inverse)), 0.0)
+
+    def _products(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        """Blocks on the diagonal of a product, `(n, f, f)`."""
+        if self._features == 1:
+            return np.einsum("ij,ij->i", a, b)[:, None, None]
+        shape = (-1, self._features, a.shape[1])
+        return np.matmul(a.reshape(shape), b.reshape(shape).transpose(0, 2, 1))
 
     def shrink(self, alive: np.ndarray) -> None:
         """Leaves the removed variables out of the matrices."""
-        both = np.ix_(alive, alive)
+        at = _spread(np.flatnonzero(alive), self._features)
+        both = np.ix_(at, at)
         precision, metric = self._precision[both], self._metric[both]
-        precision -= self._u[alive] @ self._u[alive].T
-        metric -= self._x[alive] @ self._y[alive].T
+        precision -= self._u[at] @ self._u[at].T
+        metric -= self._x[at] @ self._y[at].T
         self._set(precision, metric)
