@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 from keras import ops
@@ -11,11 +12,12 @@ from keras import ops
 from keras_kd import _outputs
 from keras_kd.surgery import _nodes, _reading
 from keras_kd.surgery._analysis import Analysis
+from keras_kd.surgery._shrinkage import Covariance
 
 _WORK = 4e10  # multiply-accumulates for the moments of one read point
 _LEAST = 8  # rows a channel, whatever the work
 _RIDGE = 1e-3  # of the mean variance
-_MEMORY = 1 << 29  # bytes for a pass with gradients
+_MEMORY = 1 << 27  # bytes for a pass with gradients
 
 
 @dataclasses.dataclass
@@ -27,12 +29,14 @@ class ReadPoint:
         roots: of its channels, each once.
         table: `(positions, roots)`, where each of them stands along the axis; None where some stand more often than others.
         inverse: for each place along the axis, which root it is.
+        first: where the same tensor is read before, by another layer; None there.
     """
 
     axis: int
     roots: np.ndarray
     table: np.ndarray | None
     inverse: np.ndarray
+    first: "ReadPoint | None" = None
 
     def rows(self, x: Any) -> Any:
         """`(samples, rows, roots)` of a batch; what stands several times along the axis is one row each."""
@@ -48,6 +52,7 @@ class ReadPoint:
 def read_points(found: Analysis) -> dict[tuple[int, int], ReadPoint]:
     """Where channels are read that can go, by `id` of the call and of the tensor."""
     points: dict[tuple[int, int], ReadPoint] = {}
+    firsts: dict[tuple[int, int], ReadPoint] = {}
     for node in _nodes.calls_of(found.model):
         record = found.records[id(node.operation)]
         read = {root for one in _reading.read_axes(record) for root in found.roots[one].tolist()}
@@ -57,7 +62,9 @@ def read_points(found: Analysis) -> dict[tuple[int, int], ReadPoint]:
                 roots = found.rooted(atoms)
                 ending = [root for root in set(roots.tolist()) if (root in read or root not in given) and root not in found.pinned]
                 if ending:
-                    points[id(node), id(tensor)] = _point(axis, roots)
+                    point = points[id(node), id(tensor)] = _point(axis, roots)
+                    point.first = firsts.get((id(tensor), axis))
+                    firsts.setdefault((id(tensor), axis), point)
     return points
 
 
@@ -70,8 +77,8 @@ def _point(axis: int, roots: np.ndarray) -> ReadPoint:
 
 def gradients(
     found: Analysis, points: dict[tuple[int, int], ReadPoint], inputs: list[Any], loss: Callable[[list[Any]], Any]
-) -> list[tuple[ReadPoint, Any, Any]]:
-    """Values at all read points, in `ReadPoint.rows`, and the gradients of the sum of a loss over the samples."""
+) -> Iterator[tuple[ReadPoint, Any, Any]]:
+    """Values at all read points, in `ReadPoint.rows`, and the gradients of the sum of a loss over the samples; one by one."""
     seen: list[tuple[ReadPoint, Any]] = []
 
     with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -88,24 +95,26 @@ def gradients(
         for x in inputs:
             tape.watch(x)  # so that what comes before the first read point is no constant
         total = loss(_nodes.run(found.model, inputs, call))
-    found_gradients = tape.gradient(total, [value for _, value in seen])
-    return [
-        (point, point.rows(value), point.rows(gradient))
-        for (point, value), gradient in zip(seen, found_gradients, strict=True)
-        if gradient is not None
-    ]
+    slopes = tape.gradient(total, [value for _, value in seen])
+    del total
+    while seen:  # what was looked at needs no memory any more
+        (point, value), gradient = seen.pop(), slopes.pop()
+        if gradient is not None:
+            yield point, point.rows(value), point.rows(gradient)
 
 
-def _samples_at_once(model: Any) -> int:
+def samples_at_once(model: Any) -> int:
     """How many samples a pass with gradients may have: it holds what all layers give, the gradients, and copies at read points."""
     held = sum(int(np.prod([n or 64 for n in t.shape[1:]], initial=4.0)) for node in _nodes.calls_of(model) for t in node.outputs)
     return max(_MEMORY // (3 * max(held, 1)), 1)
 
 
-def _parted(batches: Iterable[list[Any]], most: int) -> Iterator[list[Any]]:
+def parted(batches: Iterable[Any], most: int) -> Iterator[Any]:
+    """The same batches, nested arrays, in parts of at most so many samples."""
     for batch in batches:
-        for at in range(0, len(batch[0]), most):
-            yield [x[at : at + most] for x in batch]
+        for at in range(0, len(keras.tree.flatten(batch)[0]), most):
+            part = slice(at, at + most)
+            yield keras.tree.map_structure(lambda one, part=part: None if one is None else one[part], batch)
 
 
 class Chance:
@@ -141,23 +150,13 @@ def as_logits(value: Any, kind: str | None) -> Any:
     return value
 
 
-@dataclasses.dataclass
-class _Seen:
-    """Sums over rows of one read point, of what they are above `shift`: means far above the spread would swallow it."""
-
-    shift: np.ndarray
-    rows: float
-    total: np.ndarray
-    products: np.ndarray
-    gradients: np.ndarray
-
-
 class Curvature:
     """Second moments of what is read at each point, and of the gradient there.
 
     The outputs change by `E (g' d)^2` if the values change by `d`. With values and gradients taken as independent of each other
     (Martens, Grosse 2015) and `d` what the kept channels do not give by a linear map, that is the trace of `E g g'` times the
-    covariance of `d`.
+    covariance of `d`. With few samples the others seem to stand for each channel, as many as there are: so the covariance is a
+    shrunk one. Layers that read the same tensor share it, and their `E g g'` are summed.
 
     Args:
         found: analysis of the model.
@@ -166,56 +165,82 @@ class Curvature:
     """
 
     def __init__(self, found: Analysis, batches: Iterable[list[Any]], samples: int) -> None:
-        points, loss, rng = read_points(found), Chance(found.model), np.random.default_rng(0)
-        sums: dict[int, _Seen] = {}
+        points, loss, self._rng = read_points(found), Chance(found.model), np.random.default_rng(0)
+        self._samples = samples
+        self._covariances: dict[int, tuple[ReadPoint, Covariance]] = {}
+        self._metrics: dict[int, np.ndarray] = {}
+        self._precisions: dict[int, np.ndarray] = {}
         self.points: list[ReadPoint] = []
-        for batch in _parted(batches, _samples_at_once(found.model)):
+        for batch in parted(batches, samples_at_once(found.model)):
             for point, values, slopes in gradients(found, points, batch, loss):
-                if id(point) not in sums:
-                    n = len(point.roots)
-                    shift = np.mean(values, (0, 1), dtype="float64").astype("float32")
-                    sums[id(point)] = _Seen(shift, 0, np.zeros(n), np.zeros((n, n)), np.zeros((n, n)))
-                    self.points.append(point)
-                self._add(sums[id(point)], values, slopes, rng, samples)
-        self._precisions, self._metrics = {}, {}
-        for point in self.points:
-            one = sums.pop(id(point))
-            mean = one.total / one.rows
-            covariance = one.products / one.rows - np.outer(mean, mean)
-            if not np.isfinite(covariance).all() or not np.isfinite(one.gradients).all():
-                raise ValueError("`data` must give finite numbers everywhere. Received: NaN or infinity in what a layer reads.")
-            ridge = _RIDGE * float(np.trace(covariance)) / len(mean) or 1.0
-            self._precisions[id(point)] = np.linalg.inv(covariance + ridge * np.eye(len(mean)))
-            self._metrics[id(point)] = one.gradients / samples
+                self._add(point, values, slopes)
 
-    def _add(self, one: _Seen, values: Any, slopes: Any, rng: np.random.Generator, samples: int) -> None:
+    def _add(self, point: ReadPoint, values: Any, slopes: Any) -> None:
         width, count = values.shape[-1], values.shape[1]
-        most = int(max(_WORK / width**2, _LEAST * width) / samples) + 1
+        key = id(point.first or point)
+        if key not in self._metrics:
+            self._metrics[key] = np.zeros((width, width))
+            self.points.append(point.first or point)
+        most = int(max(_WORK / width**2, _LEAST * width) / self._samples) + 1
         if count > most:
-            chosen = np.sort(rng.choice(count, most, replace=False))
+            chosen = np.sort(self._rng.choice(count, most, replace=False))
             values, slopes = (ops.take(x, chosen, 1) for x in (values, slopes))
-        values, slopes = (ops.reshape(x, (-1, width)) for x in (values, slopes))
-        values = values - one.shift
-        one.rows += len(values)
-        one.total += np.sum(values, 0, dtype="float64")
-        one.products += np.asarray(ops.matmul(ops.transpose(values), values), "float64")
-        one.gradients += np.asarray(ops.matmul(ops.transpose(slopes), slopes), "float64") * max(count / most, 1)
+        if key not in self._covariances:
+            self._covariances[key] = point, Covariance(np.mean(values, (0, 1), dtype="float64").astype("float32"))
+        if self._covariances[key][0] is point:
+            self._covariances[key][1].add(values)
+        slopes = ops.reshape(slopes, (-1, width))
+        products = np.asarray(ops.matmul(ops.transpose(slopes), slopes))
+        self._metrics[key] += products * (max(count / most, 1) / self._samples)
 
-    def order(self, roots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _precision(self, point: ReadPoint) -> np.ndarray:
+        """Inverse covariance of all that a tensor holds; the moments are used up."""
+        key = id(point)
+        if key not in self._precisions:
+            covariance = self._covariances.pop(key)[1].shrunk()
+            if not np.isfinite(covariance).all() or not np.isfinite(self._metrics[key]).all():
+                raise ValueError("`data` must give finite numbers everywhere. Received: NaN or infinity in what a layer reads.")
+            n = len(covariance)
+            covariance.flat[:: n + 1] += _RIDGE * float(np.trace(covariance)) / n or 1.0
+            self._precisions[key] = np.linalg.inv(covariance)
+        return self._precisions[key]
+
+    def orders(self, several: Sequence[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """`order` of several groups; what no later group needs is forgotten."""
+        last = {id(point): index for index, roots in enumerate(several) for point in self._reading(roots)}
+        found = []
+        for index, roots in enumerate(several):
+            found.append(self.order(roots, frozenset(key for key, at in last.items() if at == index)))
+        return found
+
+    def _reading(self, roots: np.ndarray) -> list[ReadPoint]:
+        """The tensors that hold all of some channels."""
+        return [point for point in self.points if np.isin(roots, point.roots).all()]
+
+    def order(self, roots: np.ndarray, last: frozenset[int] = frozenset()) -> tuple[np.ndarray, np.ndarray]:
         """In which order channels of one group go, each the one that then costs least, and what all removed ones cost.
+
+        Args:
+            roots: of the channels.
+            last: tensors that are forgotten, by `id` of the point.
 
         Returns:
             Their numbers, `(channels,)`, and the cost after each, `(channels,)`, in shares of the outputs' variance.
         """
-        precisions, metrics = [], []
-        for point in self.points:
-            at = np.searchsorted(point.roots, roots)
-            if np.array_equal(point.roots[np.minimum(at, len(point.roots) - 1)], roots):
-                precisions.append(self._precisions[id(point)][np.ix_(at, at)])
-                metrics.append(self._metrics[id(point)][np.ix_(at, at)])
-        if not precisions:
+        reading = self._reading(roots)
+        if not reading:
             return np.arange(len(roots)), np.zeros(len(roots))
-        return eliminate(precisions, metrics)
+        return eliminate(*zip(*(self._pair(point, roots, id(point) in last) for point in reading), strict=True))
+
+    def _pair(self, point: ReadPoint, roots: np.ndarray, is_last: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Inverse covariance and metric of some channels; without a copy where nothing else needs them."""
+        precision, metric = self._precision(point), self._metrics[id(point)]
+        if is_last:
+            del self._precisions[id(point)], self._metrics[id(point)]
+        if np.array_equal(point.roots, roots):
+            return precision, metric
+        at = np.searchsorted(point.roots, roots)
+        return precision[np.ix_(at, at)], metric[np.ix_(at, at)]
 
 
 def eliminate(precisions: Sequence[np.ndarray], metrics: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -228,9 +253,10 @@ def eliminate(precisions: Sequence[np.ndarray], metrics: Sequence[np.ndarray]) -
     Returns:
         The order, `(n,)`, and the summed cost after each, `(n,)`.
     """
-    n = len(precisions[0])
-    left, order, costs = np.arange(n), [], [0.0]
     parts = [_Elimination(*pair) for pair in zip(precisions, metrics, strict=True)]
+    n = len(precisions[0])
+    del precisions, metrics  # which may be the last to hold these
+    left, order, costs = np.arange(n), [], [0.0]
     at_once, block = max(n // 256, 1), max(n // 16, 32)
     while len(left):
         alive = np.ones(len(left), bool)

@@ -201,11 +201,12 @@ def _orders(
     if criterion == "redundancy":
         with Progress(sum(len(x[0]) for x in batches), title="moments", verbose=verbose) as progress:
             curvature = _curvature.Curvature(found, _counted(batches, progress), sum(len(x[0]) for x in batches))
-        pairs = [curvature.order(roots) for _, roots in groups]
+        pairs = curvature.orders([roots for _, roots in groups])
         return [order for order, _ in pairs], [curve for _, curve in pairs]
     if criterion in ("taylor", "fisher"):
-        losses = _losses(found.model, samples or [], loss)
-        scores = _criteria.first_order(found, groups, batches, losses, str(criterion))
+        parts = list(_curvature.parted(samples or [], _curvature.samples_at_once(found.model)))
+        losses = _losses(found.model, parts, loss)
+        scores = _criteria.first_order(found, groups, [x for x, _ in parts], losses, str(criterion))
     elif criterion == "magnitude":
         scores = _criteria.magnitudes(found, groups)
     elif criterion == "batch_norm":
