@@ -115,7 +115,7 @@ def of_user(criterion: Callable[[Any, Group], Any], model: Any, groups: Groups) 
     """
     scores = []
     for group, roots in groups:
-        given = np.asarray(criterion(model, group), "float64")
+        given = _numbers(criterion(model, group))
         if given.shape != (len(roots),) or not np.isfinite(given).all():
             raise ValueError(
                 f"`criterion` must give a finite number for each of the {len(roots)} channels of the group of "
@@ -123,6 +123,13 @@ def of_user(criterion: Callable[[Any, Group], Any], model: Any, groups: Groups) 
             )
         scores.append(given)
     return scores
+
+
+def _numbers(given: Any) -> np.ndarray:
+    try:
+        return np.asarray(given, "float64")
+    except (TypeError, ValueError):  # text, or rows of other lengths
+        return np.zeros(())
 
 
 def _over_mean(scores: np.ndarray) -> np.ndarray:

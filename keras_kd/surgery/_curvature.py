@@ -97,6 +97,11 @@ def gradients(
         total = loss(_nodes.run(found.model, inputs, call))
     slopes = tape.gradient(total, [value for _, value in seen])
     del total
+    if seen and all(one is None for one in slopes):
+        raise ValueError(
+            "The outputs must change smoothly with what the layers read, for a criterion of gradients. Received: a model whose "
+            'outputs do not (is there an argmax, a rounding, stop_gradient?). Use criterion="magnitude".'
+        )
     while seen:  # what was looked at needs no memory any more
         (point, value), gradient = seen.pop(), slopes.pop()
         if gradient is not None:
@@ -131,12 +136,18 @@ class Chance:
     def __call__(self, outputs: list[Any]) -> Any:
         values = [as_logits(value, kind) for value, kind in zip(outputs, self._kinds, strict=True)]
         if not self._scales:
-            self._scales = [1 / max(float(tf.math.reduce_std(value)), 1e-12) for value in values]
+            self._scales = [1 / _spread(value) for value in values]
         signs = [self._rng.choice(np.asarray([-1, 1], "float32"), value.shape) for value in values]
         return sum(
             ops.sum(value * sign) * scale / np.sqrt(max(value[0].shape.num_elements(), 1))
             for value, sign, scale in zip(values, signs, self._scales, strict=True)
         )
+
+
+def _spread(value: Any) -> float:
+    """Standard deviation of an output; its size where all that it gives is the same."""
+    spread, size = float(tf.math.reduce_std(value)), float(tf.math.sqrt(tf.reduce_mean(tf.square(value))))
+    return spread if spread > 1e-6 * size else size or 1.0
 
 
 def as_logits(value: Any, kind: str | None) -> Any:

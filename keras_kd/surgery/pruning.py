@@ -119,6 +119,7 @@ def prune_channels(
         2019; He, Zhang, Sun: Channel Pruning for Accelerating Very Deep Neural Networks, 2017.
     """
     model = _analysis.checked(model)
+    _check_states(model)
     budgets = {"macs": macs, "parameters": parameters, "latency": latency}
     _check(budgets, criterion, scope, round_to, min_channels)
     found = _analysis.analyse(model)
@@ -161,7 +162,7 @@ def _check(budgets: dict[str, Any], criterion: Any, scope: Any, round_to: Any, m
     if scope not in ("global", "layer"):
         raise ValueError(f'`scope` must be "global" or "layer". Received: scope={scope!r}.')
     for name, value in (("round_to", round_to), ("min_channels", min_channels)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
             raise ValueError(f"`{name}` must be a whole number of at least 1. Received: {name}={value!r}.")
 
 
@@ -248,6 +249,15 @@ def _losses(model: Any, samples: Samples, loss: Any) -> list[Callable[[list[Any]
     return [made(y) for _, y in samples]
 
 
+def _check_states(model: Any) -> None:
+    stateful = [layer.name for layer in model._flatten_layers() if getattr(layer, "stateful", False)]
+    if stateful:
+        raise ValueError(
+            "`model` must not keep states from batch to batch. Received: the stateful layers "
+            f"{', '.join(stateful)}. Build it with stateful=False and take over the weights."
+        )
+
+
 class Planner:
     """Makes the model that keeps what a budget allows.
 
@@ -306,9 +316,10 @@ class Planner:
             ]
             told = " and ".join(f"{name}={round(least):,} ({least / max(whole, 1):.1%})" for name, _, least, whole in known)
             given = ", ".join(f"{name}={round(value):,}" for name, value, _, _ in known)
+            steps = f", a multiple of {self.round_to}," if self.round_to > 1 else ""
             raise ValueError(
-                f"The budget cannot be met by removing channels: with {self.min_channels} left in each group the smallest is "
-                f"{told}. Received: {given}. `find_groups(model)` says which channels stay and why."
+                f"The budget cannot be met by removing channels: with {self.min_channels}{steps} left in each group the smallest "
+                f"is {told}. Received: {given}. `find_groups(model)` says which channels stay and why."
             )
         return made
 
