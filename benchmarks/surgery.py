@@ -9,6 +9,7 @@ Parts, each stored run by run in `runs/surgery`, so that the next start goes on 
     python benchmarks/surgery.py            # accuracy over multiply-accumulates, without training: about 10 minutes
     python benchmarks/surgery.py --tuning   # fine-tuning and distillation of what is left: hours
     python benchmarks/surgery.py --latency  # the time of one inference of the LiteRT files, in turn
+    python benchmarks/surgery.py --torch P  # Torch-Pruning on the same weights; P: a Python with what surgery_torch.py names
 
 Every finished part is written to benchmarks/results/surgery.json, drawn to surgery.png, and its table put into docs/surgery.md.
 """
@@ -18,6 +19,7 @@ import json
 import pathlib
 import platform
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -43,6 +45,7 @@ SHARES = (0.85, 0.7, 0.5, 0.35, 0.25)
 IMAGES = 1000  # unlabelled, of the training set
 TEACHER = {"epochs": 10, "batch_size": 128, "learning_rate": 2e-3}
 TUNING = {"epochs": 5, "batch_size": 128, "learning_rate": 2e-3, "temperature": 4.0, "student_loss_weight": 0.3}
+FITS = {"together": True, "refit": "layers", "weights": False}
 METHODS: dict[str, dict[str, Any]] = {
     "redundancy": {},
     "redundancy, same share in each layer": {"scope": "layer"},
@@ -52,6 +55,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "magnitude": {"criterion": "magnitude"},
 }
 TUNED = ("redundancy", "magnitude")
+COMPARED = {"redundancy": tuple(FITS), "magnitude": tuple(FITS), "fisher": ("refit", "weights")}  # the others: refitted only
 ROAD = "channels to half, then factorize"
 
 
@@ -117,18 +121,31 @@ class Store:
         return self.found[key]
 
 
-def cut(teacher: keras.Model, method: str, share: float, reconstruct: bool, images: np.ndarray) -> tuple[keras.Model, float, float]:
+def cut(teacher: keras.Model, method: str, share: float, fit: str, images: np.ndarray) -> tuple[keras.Model, float, float]:
     """The smaller model, its share of the multiply-accumulates, and the seconds it took."""
     began = time.perf_counter()
     if method == ROAD:
-        half = surgery.prune_channels(teacher, macs=max(share, 0.5), data=images, verbose=0)
+        half = surgery.prune_channels(teacher, macs=0.5, data=images, reconstruct=FITS[fit], verbose=0)
         whole = profile.profile(teacher, runs=1).macs
-        model = surgery.factorize(half, macs=share * whole, data=images) if share < 0.5 else half
+        model = surgery.factorize(half, macs=share * whole, data=images)
+        if fit == "together":
+            model = surgery.reconstruct(model, teacher, images, verbose=0)
     else:
-        model = surgery.prune_channels(teacher, macs=share, data=images, reconstruct=reconstruct, verbose=0, **METHODS[method])
+        model = surgery.prune_channels(teacher, macs=share, data=images, reconstruct=FITS[fit], verbose=0, **METHODS[method])
     seconds = time.perf_counter() - began
     macs = [profile.profile(one, runs=1).macs for one in (model, teacher)]
     return model, macs[0] / macs[1], seconds
+
+
+def runs_at(share: float) -> list[tuple[str, str]]:
+    """Which methods are tried, and how their channels are fitted, at a share of the multiply-accumulates."""
+    runs = [(method, fit) for method in METHODS for fit in COMPARED.get(method, ("refit",))]
+    return runs + [(ROAD, fit) for fit in ("together", "refit")] * (share < 0.5)
+
+
+def is_complete(curves: dict[str, Any]) -> bool:
+    """Whether all runs without training are there."""
+    return all(f"{seed}/{share}/{method}/{fit}" in curves for seed in SEEDS for share in SHARES for method, fit in runs_at(share))
 
 
 def run_curves() -> dict[str, Any]:
@@ -139,12 +156,9 @@ def run_curves() -> dict[str, Any]:
         teacher = load_teacher(seed, train)
         store.get(f"{seed}/original", lambda model=teacher: {"accuracy": accuracy(model, test), "parameters": model.count_params()})
         for share in SHARES:
-            runs = [(method, fit) for method in METHODS for fit in (True, False)] + [(ROAD, True)] * (share < 0.5)
-            for method, fit in runs:
+            for method, fit in runs_at(share):
 
-                def run(
-                    method: str = method, fit: bool = fit, share: float = share, model: keras.Model = teacher
-                ) -> dict[str, Any]:
+                def run(method: str = method, fit: str = fit, share: float = share, model: keras.Model = teacher) -> dict[str, Any]:
                     smaller, macs, seconds = cut(model, method, share, fit, images)
                     return {
                         "accuracy": accuracy(smaller, test),
@@ -153,7 +167,7 @@ def run_curves() -> dict[str, Any]:
                         "seconds": round(seconds, 1),
                     }
 
-                store.get(f"{seed}/{share}/{method}/{'refit' if fit else 'weights'}", run)
+                store.get(f"{seed}/{share}/{method}/{fit}", run)
     return store.found
 
 
@@ -175,24 +189,24 @@ def run_tuning() -> dict[str, Any]:
     """Accuracy after a few epochs; what the issue asks about first."""
     train, test = load_data()
     images, store = train[0][:IMAGES], Store("tuning")
-    order = [(0.25, "redundancy", True, "distilled")]
+    order = [(0.25, "redundancy", "together", "distilled")]
     order += [
         (share, m, fit, how)
         for share in (0.25, 0.5, 0.7)
-        for how in ("distilled", "fine-tuned")
         for m in TUNED
-        for fit in (True, False)
+        for fit in ("together", "weights")
+        for how in ("distilled", "fine-tuned")
     ]
     for share, method, fit, how in dict.fromkeys(order):
         for seed in SEEDS:
             teacher = load_teacher(seed, train)
 
             def run(
-                t: Any = teacher, m: str = method, s: float = share, f: bool = fit, h: str = how, n: int = seed
+                t: Any = teacher, m: str = method, s: float = share, f: str = fit, h: str = how, n: int = seed
             ) -> dict[str, Any]:
                 return tune(cut(t, m, s, f, images)[0], t, h, train, test, n)
 
-            store.get(f"{seed}/{share}/{method}/{'refit' if fit else 'weights'}/{how}", run)
+            store.get(f"{seed}/{share}/{method}/{fit}/{how}", run)
     return store.found
 
 
@@ -203,7 +217,7 @@ def run_latency(rounds: int = 5) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         paths = {}
         for share in (1.0, *SHARES):
-            model = teacher if share == 1 else cut(teacher, "redundancy", share, True, train[0][:IMAGES])[0]
+            model = teacher if share == 1 else cut(teacher, "redundancy", share, "refit", train[0][:IMAGES])[0]
             paths[share] = pathlib.Path(folder) / f"{share}.tflite"
             export.to_litert(model, paths[share])
         times: dict[float, list[float]] = {share: [] for share in paths}
@@ -216,11 +230,34 @@ def run_latency(rounds: int = 5) -> dict[str, Any]:
     }
 
 
-def summary(curves: dict[str, Any], tuning: dict[str, Any]) -> dict[str, Any]:
+def run_torch(python: str) -> dict[str, Any]:
+    """Torch-Pruning on the same networks, in a Python of its own: accuracy without training."""
+    train, test = load_data()
+    store = Store("torch")
+    for seed in SEEDS:
+        teacher = load_teacher(seed, train)
+
+        def run(teacher: keras.Model = teacher) -> dict[str, Any]:
+            weights = {f"{layer.name}/{n}": value for layer in teacher.layers for n, value in enumerate(layer.get_weights())}
+            images = test[0].transpose(0, 3, 1, 2)
+            outputs = teacher.predict(test[0][:200], verbose=0)
+            with tempfile.TemporaryDirectory() as folder:
+                source, target = (pathlib.Path(folder) / name for name in ("in.npz", "out.json"))
+                np.savez(source, images=images, labels=test[1], outputs=outputs, shares=SHARES, **weights)
+                script = pathlib.Path(__file__).with_name("surgery_torch.py")
+                subprocess.run([python, script, source, target], check=True)
+                return json.loads(target.read_text())
+
+        store.get(str(seed), run)
+    return store.found
+
+
+def summary(curves: dict[str, Any], tuning: dict[str, Any], others: dict[str, Any]) -> dict[str, Any]:
     """Points lost, mean and largest over the seeds."""
     originals = {seed: curves[f"{seed}/original"]["accuracy"] for seed in SEEDS}
     found: dict[str, Any] = {}
-    for runs in (curves, tuning):
+    theirs = {f"{seed}/{name}": one for seed, runs in others.items() for name, one in runs.items() if isinstance(one, dict)}
+    for runs in (curves, tuning, theirs):
         for key, run in runs.items():
             seed, _, name = key.partition("/")
             if name != "original":
@@ -234,32 +271,47 @@ def summary(curves: dict[str, Any], tuning: dict[str, Any]) -> dict[str, Any]:
 def verdicts(lost: dict[str, Any], curves: dict[str, Any]) -> list[dict[str, Any]]:
     """The claims, each with what was found."""
     claims = [
-        ("at 70 % of the MACs, without training, points lost", "0.7/redundancy/refit", 0.3),
-        ("at 50 %", "0.5/redundancy/refit", 0.6),
-        ("at 25 %", "0.25/redundancy/refit", 2.5),
-        (f"at 25 %, {ROAD}", f"0.25/{ROAD}/refit", 2.5),
-        ("at 25 %, after five epochs of distillation", "0.25/redundancy/refit/distilled", 0.5),
+        ("at 70 % of the MACs, without training, points lost", "0.7/redundancy/together", 0.3),
+        ("at 50 %", "0.5/redundancy/together", 0.6),
+        ("at 25 %", "0.25/redundancy/together", 2.5),
+        (f"at 25 %, {ROAD}", f"0.25/{ROAD}/together", 2.5),
+        ("at 25 %, after five epochs of distillation", "0.25/redundancy/together/distilled", 0.5),
     ]
     found = [
         {"claim": text, "found": lost[key]["points_lost"], "limit": limit, "holds": lost[key]["points_lost"] <= limit}
         for text, key, limit in claims
         if key in lost
     ]
-    seconds = statistics.median(run["seconds"] for key, run in curves.items() if key.endswith("/redundancy/refit"))
+    seconds = statistics.median(run["seconds"] for key, run in curves.items() if key.endswith("/redundancy/together"))
     return [*found, {"claim": "seconds of one prune_channels, median", "found": seconds, "limit": 30, "holds": seconds <= 30}]
 
 
+LABELS = {"together": ", refitted together", "refit": ", refitted layer by layer", "weights": ", not refitted"}
+
+
 def section(result: dict[str, Any]) -> str:
-    """The table of docs/surgery.md."""
-    lines = ["| points lost, mean (most) of three seeds | " + " | ".join(f"{share:.0%} of the MACs" for share in SHARES) + " |"]
-    lines.append("|---|" + "---|" * len(SHARES))
-    runs = [(method, fit) for fit in ("refit", "weights") for method in METHODS]
-    for method, fit in [runs[0], (ROAD, "refit"), *runs[1:]]:
-        cells = []
-        for share in SHARES:
-            one = result["points_lost"].get(f"{share}/{method}/{fit}")
-            cells.append("" if one is None else f"{one['points_lost']:.1f} ({one['most']:.1f})")
-        lines.append(f"| {method}{', not refitted' * (fit == 'weights')} | " + " | ".join(cells) + " |")
+    """The tables of docs/surgery.md."""
+    runs = dict.fromkeys(run for share in SHARES for run in runs_at(share))
+    rows = {f"{method}{LABELS[fit]}": f"{method}/{fit}" for one in FITS for method, fit in runs if fit == one}
+    theirs = [name.partition("/")[2] for name, one in result["torch_pruning"].get("0", {}).items() if isinstance(one, dict)]
+    text = table("points lost, mean (most) of three seeds", SHARES, rows | {name: name for name in theirs}, result)
+    tuned = {
+        f"{method}{LABELS[fit]}, {how}": f"{method}/{fit}/{how}"
+        for method in TUNED
+        for fit in ("together", "weights")
+        for how in ("distilled", "fine-tuned")
+    }
+    return text + "\n\n" + table("points lost after five epochs", (0.7, 0.5, 0.25), tuned, result) if result["tuning"] else text
+
+
+def table(title: str, shares: tuple[float, ...], rows: dict[str, str], result: dict[str, Any]) -> str:
+    """Points lost of runs by their share; runs that were not made leave a gap."""
+    lines = [f"| {title} | " + " | ".join(f"{share:.0%} of the MACs" for share in shares) + " |", "|---|" + "---|" * len(shares)]
+    for label, key in rows.items():
+        found = [result["points_lost"].get(f"{share}/{key}") for share in shares]
+        if any(found):
+            cells = ["" if one is None else f"{one['points_lost']:.1f} ({one['most']:.1f})" for one in found]
+            lines.append(f"| {label} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -269,24 +321,24 @@ def write_table(result: dict[str, Any], page: pathlib.Path = PAGE) -> None:
     page.write_text(f"{before}{MARKERS[0]}\n{section(result)}\n{MARKERS[1]}{rest.split(MARKERS[1])[1]}")
 
 
-def draw(curves: dict[str, Any]) -> None:
+def draw(curves: dict[str, Any], lost: dict[str, Any]) -> None:
     """Accuracy over multiply-accumulates, without any training."""
     from matplotlib import figure
 
     drawing = figure.Figure((7.2, 4.2), layout="constrained")
     axes = drawing.add_subplot()
-    shown = [("redundancy", "refit", "#2e7d6b", "-", "ours: redundancy, refitted")]
-    shown += [
-        ("magnitude", "refit", "#5e81ac", "-", "magnitude, refitted"),
-        ("fisher", "refit", "#b48ead", "-", "fisher, refitted"),
-    ]
-    shown += [
-        ("magnitude", "weights", "#bf616a", "--", "magnitude"),
-        ("redundancy", "weights", "#4c566a", "--", "redundancy, not refitted"),
+    shown = [
+        ("redundancy/together", "#2e7d6b", "-", "ours: redundancy, refitted together"),
+        ("redundancy/refit", "#8fbcbb", "-", "redundancy, refitted layer by layer"),
+        ("magnitude/refit", "#5e81ac", "-", "magnitude, refitted layer by layer"),
+        ("magnitude/weights", "#bf616a", "--", "magnitude"),
+        ("Torch-Pruning, group norm, same share in each layer", "#d08770", ":", "Torch-Pruning, group norm"),
     ]
     whole = statistics.fmean(curves[f"{seed}/original"]["accuracy"] for seed in SEEDS)
-    for method, fit, color, style, label in shown:
-        means = [statistics.fmean(curves[f"{seed}/{share}/{method}/{fit}"]["accuracy"] for seed in SEEDS) for share in SHARES]
+    for key, color, style, label in shown:
+        if f"{SHARES[0]}/{key}" not in lost:
+            continue
+        means = [whole - lost[f"{share}/{key}"]["points_lost"] for share in SHARES]
         axes.plot(
             [100, *[100 * share for share in SHARES]], [whole, *means], style, marker="o", markersize=4, color=color, label=label
         )
@@ -312,13 +364,19 @@ def main() -> int:
     """Runs a part, and writes what is known so far."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--tuning", action="store_true", help="fine-tuning and distillation")
+    parser.add_argument("--torch", metavar="PYTHON", help="Torch-Pruning, run by this Python")
     parser.add_argument("--latency", action="store_true", help="latency of the LiteRT files")
     options = parser.parse_args()
-    curves = run_curves()
+    a_part = options.tuning or options.latency or options.torch
+    curves = Store("curves").found if a_part else run_curves()
     tuning = run_tuning() if options.tuning else Store("tuning").found
+    others = run_torch(options.torch) if options.torch else Store("torch").found
     known = json.loads(RESULT.read_text()) if RESULT.exists() else {}
     latency = run_latency() if options.latency else known.get("latency", {})
-    lost = summary(curves, tuning)
+    if not is_complete(curves):
+        rich.print("The part is stored. Nothing is written before the curves are there: start the script without options.")
+        return 0
+    lost = summary(curves, tuning, others)
     result = {
         "versions": {
             "keras": keras.__version__,
@@ -330,12 +388,13 @@ def main() -> int:
         "images": IMAGES,
         "curves": curves,
         "tuning": tuning,
+        "torch_pruning": others,
         "latency": latency,
         "points_lost": lost,
         "claims": verdicts(lost, curves),
     }
     RESULT.write_text(json.dumps(result, indent=1) + "\n")
-    draw(curves)
+    draw(curves, lost)
     write_table(result)
     show(result)
     return 0

@@ -8,6 +8,7 @@ from keras_kd.surgery.graph import ChannelGraph, Group, Pin, find_groups
 from keras_kd.surgery.low_rank import Factorization, FactorizationReport, factorize
 from keras_kd.surgery.merging import MergeReport, fold_batch_norm, merge_linear
 from keras_kd.surgery.pruning import PruningReport, prune_channels
+from keras_kd.surgery.reconstruction import Reconstruction, reconstruct
 from keras_kd.surgery.transfer import Transferred, TransferReport, kept_channels, transfer_weights
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "MergeReport",
     "Pin",
     "PruningReport",
+    "Reconstruction",
     "Refit",
     "RemovalReport",
     "StepResult",
@@ -34,6 +36,7 @@ __all__ = [
     "linearize",
     "merge_linear",
     "prune_channels",
+    "reconstruct",
     "remove_channels",
     "remove_layers",
     "transfer_weights",

@@ -2,7 +2,8 @@
 
 import collections
 import itertools
-from collections.abc import Iterable, Iterator
+import operator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -70,6 +71,30 @@ def held(model: Any, batches: Iterable[list[Any]]) -> list[list[Any]]:
             break
     kept = [[x[at : at + _BATCH] for x in batch] for batch in kept for at in range(0, len(batch[0]), _BATCH)]
     return [[batch[index] for batch in kept] for index in range(len(kept[0]))]
+
+
+Samples = list[tuple[list[Any], Any]]
+
+
+def samples_of(model: Any, data: Any, labels: Any) -> Samples:
+    """Batches of flat inputs and labels, as many as both networks can hold."""
+    room = samples_that_fit(model)
+    kept: Samples = []
+    for x, y, _ in _batching.batches(data, labels, size=64, required=False):
+        flat = [one[:room] for one in fitting(model, x)]
+        _check_finite(flat)
+        count = len(flat[0])
+        kept.append((flat, None if y is None else keras.tree.map_structure(operator.itemgetter(slice(count)), y)))
+        room -= count
+        if room <= 0:
+            break
+    return kept
+
+
+def _check_finite(flat: Sequence[Any]) -> None:
+    for one in flat:
+        if keras.backend.is_float_dtype(one.dtype) and not bool(keras.ops.all(keras.ops.isfinite(one))):
+            raise ValueError("`data` must be finite. Received: NaN or infinity.")
 
 
 class Walk:

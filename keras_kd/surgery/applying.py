@@ -12,7 +12,7 @@ import numpy as np
 from keras_kd import _lineage
 from keras_kd._progress import Progress
 from keras_kd.analysis.plans import ACTIONS, Plan, Step
-from keras_kd.surgery import _analysis, _costs, _nodes, pruning
+from keras_kd.surgery import _analysis, _costs, _nodes, _side_by_side
 from keras_kd.surgery._reports import Report
 from keras_kd.surgery.channels import remove_channels
 from keras_kd.surgery.depth import linearize, remove_layers
@@ -141,7 +141,7 @@ def apply(
         raise ValueError(f"`tolerance` must be in [0, 1]. Received: tolerance={tolerance!r}.")
     if tolerance is not None and data is None:
         raise ValueError("`data` must be given with `tolerance`. Received: data=None.")
-    samples = None if data is None else pruning.held(model, data, labels)
+    samples = None if data is None else _side_by_side.samples_of(model, data, labels)
     surgeon = _Surgeon(model, samples)
     before = surgeon.measure(model)
     results: list[StepResult] = []

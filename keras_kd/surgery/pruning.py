@@ -2,14 +2,12 @@
 
 import dataclasses
 import numbers
-import operator
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
-from keras_kd import _batching
 from keras_kd._progress import Progress
 from keras_kd.analysis import _arguments
 from keras_kd.surgery import _analysis, _costs, _criteria, _curvature, _latency, _nodes, _side_by_side
@@ -19,6 +17,7 @@ from keras_kd.surgery._rebuild import Rebuilt
 from keras_kd.surgery._refit import refit
 from keras_kd.surgery.channels import SurgeryReport, report_of
 from keras_kd.surgery.graph import Group, groups_of
+from keras_kd.surgery.reconstruction import EPOCHS, Reconstruction, epochs_within_reason, fit_together
 
 CRITERIA = ("redundancy", "magnitude", "taylor", "fisher", "batch_norm")
 Criterion = str | Callable[[Any, Group], Any]
@@ -33,15 +32,22 @@ class PruningReport(SurgeryReport):
         macs_after: and after.
         cost: what the criterion says that the outputs lost. For `"redundancy"` a share of the outputs' variance, as estimated.
         note: what was not as asked for; "" where all was.
+        together: what the fit of all layers together did; None without it.
     """
 
     macs: int = 0
     macs_after: int = 0
     cost: float = 0.0
     note: str = ""
+    together: Reconstruction | None = None
 
     def __str__(self) -> str:
-        lines = [super().__str__(), f"MACs {self.macs:,} -> {self.macs_after:,} ({self.macs_after / max(self.macs, 1):.1%})"]
+        fitted = [] if self.together is None else [str(self.together)]
+        lines = [
+            super().__str__(),
+            *fitted,
+            f"MACs {self.macs:,} -> {self.macs_after:,} ({self.macs_after / max(self.macs, 1):.1%})",
+        ]
         return "\n".join([*lines, f"note: {self.note}"] if self.note else lines)
 
 
@@ -55,7 +61,7 @@ def prune_channels(
     labels: Any = None,
     criterion: Criterion = "redundancy",
     scope: str = "global",
-    reconstruct: bool = True,
+    reconstruct: bool | str = True,
     round_to: int = 1,
     min_channels: int = 1,
     loss: Any = None,
@@ -73,7 +79,8 @@ def prune_channels(
 
     with x what a layer reads, g the gradient there of a random sum of the outputs (of the logits, where they are probabilities).
     In each group the channel goes that costs least, given those that have gone; over all groups, the one that costs least for what
-    it saves. No labels are needed. Then the layers that read removed channels are fitted, as in `remove_channels`.
+    it saves. No labels are needed. Then the layers that read removed channels are fitted, as in `remove_channels`, and then all
+    layers together, as in `surgery.reconstruct`.
 
     Args:
         model: a built Functional or Sequential model, nested ones included; for a Distiller, its student. It is not changed.
@@ -89,7 +96,10 @@ def prune_channels(
             batch normalisation; `"taylor"`, `"fisher"`: first-order change of the loss when the channel is 0; or a function of the
             model and a `Group` that gives a number for each of its channels, high ones to be kept.
         scope: `"global"`: groups lose different shares. `"layer"`: all lose the same.
-        reconstruct: whether, where there are data, layers that read removed channels are fitted to what they gave before.
+        reconstruct: where there are data, `"layers"`: layers that read removed channels are fitted to what they gave before, each
+            by least squares; `"together"`: and then all layers take 30 epochs of gradient descent; True: for as many epochs, 5 to
+            30, as 1e12 multiply-accumulates allow (some seconds to a minute), and for none with fewer than 256 samples; False: no
+            fit.
         round_to: the number of channels that a group keeps is a multiple of this, such as 8, if it loses any.
         min_channels: each group keeps at least this many.
         loss: function or name, where `labels` are given and the usual one for them is not meant.
@@ -122,6 +132,8 @@ def prune_channels(
     _check_states(model)
     budgets = {"macs": macs, "parameters": parameters, "latency": latency}
     _check(budgets, criterion, scope, round_to, min_channels)
+    if reconstruct not in (True, False, "layers", "together"):
+        raise ValueError(f'`reconstruct` must be True, False, "layers" or "together". Received: reconstruct={reconstruct!r}.')
     found = _analysis.analyse(model)
     groups = groups_of(found)
     costs = _costs.Costs(found, groups)
@@ -131,7 +143,7 @@ def prune_channels(
             f'`data` must be given with criterion="{criterion}": some hundreds of inputs, without labels. Received: data=None. '
             'Without any: criterion="magnitude".'
         )
-    samples = None if data is None else held(model, data, labels)
+    samples = None if data is None else _side_by_side.samples_of(model, data, labels)
     orders, curves = _orders(found, groups, criterion, samples, loss, verbose)
     by_worth = criterion in ("redundancy", "taylor", "fisher")
     planner = Planner(found, groups, costs, wanted, (scope, round_to, min_channels, by_worth))
@@ -139,12 +151,26 @@ def prune_channels(
         rebuilt, after, cost = planner.rebuilt(orders, curves)
     else:
         rebuilt, after, cost = _latency.within(planner, orders, curves, latency)
-    refits, skipped = ([], {}) if samples is None or not reconstruct else refit(rebuilt, (x for x, _ in samples))
+    batches = None if samples is None or not reconstruct else [x for x, _ in samples]
+    refits, skipped = ([], {}) if batches is None else refit(rebuilt, batches)
+    together = None if batches is None else _together(rebuilt.model, model, batches, after[0], reconstruct, verbose)
     if not return_report:
         return rebuilt.model
     plain = report_of(rebuilt, refits, skipped)
     note = _note(wanted, after, (costs.macs, costs.parameters))
-    return rebuilt.model, PruningReport(**vars(plain), macs=costs.macs, macs_after=after[0], cost=cost, note=note)
+    return rebuilt.model, PruningReport(
+        **vars(plain), macs=costs.macs, macs_after=after[0], cost=cost, note=note, together=together
+    )
+
+
+def _together(
+    smaller: Any, model: Any, batches: list[list[Any]], macs: int, reconstruct: bool | str, verbose: Any
+) -> Reconstruction | None:
+    """Fits all layers together, if that is asked for and something has changed."""
+    if reconstruct == "layers" or smaller.count_params() == model.count_params():
+        return None
+    epochs = EPOCHS if reconstruct == "together" else epochs_within_reason(batches, macs)
+    return fit_together(smaller, model, batches, epochs, verbose) if epochs else None
 
 
 def _check(budgets: dict[str, Any], criterion: Any, scope: Any, round_to: Any, min_channels: Any) -> None:
@@ -170,32 +196,8 @@ def _number(value: float | None, whole: int) -> float | None:
     return None if value is None else float(value * whole if value <= 1 else value)
 
 
-Samples = list[tuple[list[Any], Any]]
-
-
-def held(model: Any, data: Any, labels: Any) -> Samples:
-    """Batches of flat inputs and labels, as many as both networks can hold."""
-    room = _side_by_side.samples_that_fit(model)
-    kept: Samples = []
-    for x, y, _ in _batching.batches(data, labels, size=64, required=False):
-        flat = [one[:room] for one in _side_by_side.fitting(model, x)]
-        _check_finite(flat)
-        count = len(flat[0])
-        kept.append((flat, None if y is None else keras.tree.map_structure(operator.itemgetter(slice(count)), y)))
-        room -= count
-        if room <= 0:
-            break
-    return kept
-
-
-def _check_finite(flat: Sequence[Any]) -> None:
-    for one in flat:
-        if keras.backend.is_float_dtype(one.dtype) and not bool(keras.ops.all(keras.ops.isfinite(one))):
-            raise ValueError("`data` must be finite. Received: NaN or infinity.")
-
-
 def _orders(
-    found: Analysis, groups: _criteria.Groups, criterion: Criterion, samples: Samples | None, loss: Any, verbose: Any
+    found: Analysis, groups: _criteria.Groups, criterion: Criterion, samples: _side_by_side.Samples | None, loss: Any, verbose: Any
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """For each group, in which order its channels go, and what all removed ones cost after each."""
     batches = [x for x, _ in samples or ()]
@@ -225,7 +227,7 @@ def _counted(batches: Sequence[list[Any]], progress: Progress) -> Iterator[list[
         progress.advance(len(batch[0]))
 
 
-def _losses(model: Any, samples: Samples, loss: Any) -> list[Callable[[list[Any]], Any]]:
+def _losses(model: Any, samples: _side_by_side.Samples, loss: Any) -> list[Callable[[list[Any]], Any]]:
     """For each batch, the sum of the samples' losses; of a random sum of the outputs where there are no labels."""
     if samples[0][1] is None:
         if loss is not None:

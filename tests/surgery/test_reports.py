@@ -24,15 +24,17 @@ def reports():
     model = keras.Model(inputs, L.Dense(2, name="head")(x))
     data = np.random.default_rng(0).normal(size=(64, 8)).astype("float32")
     options = {"data": data, "return_report": True}
+    smaller, report = surgery.prune_channels(model, macs=0.5, verbose=0, **options)
     found = [
         surgery.remove_channels(model, {"a": [0, 3]}, **options)[1],
-        surgery.prune_channels(model, macs=0.5, verbose=0, **options)[1],
+        report,
         surgery.factorize(model, rank=2, **options)[1],
         surgery.linearize(model, "b", **options)[1],
         surgery.remove_layers(model, ["b"], **options)[1],
         surgery.fold_batch_norm(model, return_report=True)[1],
         surgery.transfer_weights(model, keras.models.clone_model(model)),
     ]
+    found.append(surgery.reconstruct(smaller, model, data, epochs=1, verbose=0, return_report=True)[1])
     return {type(one).__name__: one for one in found}
 
 
