@@ -239,9 +239,11 @@ def _losses(model: Any, samples: _side_by_side.Samples, loss: Any) -> list[Calla
     task = _arguments.task_of(model, outputs, samples[0][1], None, loss)
 
     def made(y: Any) -> Callable[[list[Any]], Any]:
+        labels = keras.tree.map_structure(keras.ops.convert_to_tensor, y)
+
         def function(values: list[Any]) -> Any:
             nested = keras.tree.pack_sequence_as(graph._outputs_struct, values)
-            return keras.ops.sum(task.loss(keras.ops.convert_to_tensor(y), nested))  # type: ignore[misc]
+            return keras.ops.sum(task.loss(labels, nested))  # type: ignore[misc]
 
         return function
 

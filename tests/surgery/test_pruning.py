@@ -295,6 +295,21 @@ def test_labels_make_the_gradients_those_of_the_loss(labels):
     assert smaller.count_params() < model.count_params()
 
 
+def test_labels_of_several_outputs_are_nested_as_these_are():
+    inputs = keras.Input((4,))
+    x = L.Dense(8, activation="relu")(inputs)
+    model = networks.randomize(keras.Model(inputs, {"kind": L.Dense(3)(x), "size": L.Dense(2)(x)}))
+    data = np.random.default_rng(0).normal(size=(32, 4)).astype("float32")
+    labels = {"kind": np.arange(32) % 3, "size": data[:, :2]}
+
+    def loss(y, given):
+        kinds = keras.losses.sparse_categorical_crossentropy(y["kind"], given["kind"], from_logits=True)
+        return kinds + keras.ops.mean((y["size"] - given["size"]) ** 2, -1)
+
+    smaller = prune(model, macs=0.5, data=data, labels=labels, criterion="fisher", loss=loss, verbose=0)
+    assert smaller.count_params() < model.count_params()
+
+
 @pytest.mark.parametrize("seed", [3, 4, *[pytest.param(seed, marks=pytest.mark.thorough) for seed in range(5, 15)]])
 def test_random_networks_lose_a_fifth_of_their_weights(seed, tmp_path):
     model = networks.random_network(seed)
