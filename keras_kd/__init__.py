@@ -5,8 +5,7 @@ from keras_kd import _backend  # noqa: F401  # first: says clearly when the back
 
 # isort: on
 import importlib
-from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from keras_kd import (
     callbacks,
@@ -27,7 +26,8 @@ from keras_kd.mutual import MutualDistiller
 from keras_kd.recording import Recording, record_teacher
 
 if TYPE_CHECKING:
-    from keras_kd import analysis, report, surgery
+    from keras_kd import analysis, compression, report, surgery
+    from keras_kd.compression import compress
 
 __all__ = [
     "Distiller",
@@ -37,6 +37,8 @@ __all__ = [
     "__version__",
     "analysis",
     "callbacks",
+    "compress",
+    "compression",
     "export",
     "layers",
     "losses",
@@ -51,14 +53,16 @@ __all__ = [
     "teachers",
 ]
 
-_ON_DEMAND = ("analysis", "report", "surgery")  # imported when first used: training needs none of them
+_ON_DEMAND = ("analysis", "compression", "report", "surgery")  # imported when first used: training needs none of them
 
 
-def __getattr__(name: str) -> ModuleType:
+def __getattr__(name: str) -> Any:
     if name in _ON_DEMAND:
         return importlib.import_module(f"keras_kd.{name}")
+    if name == "compress":
+        return importlib.import_module("keras_kd.compression").compress
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_ON_DEMAND})
+    return sorted({*globals(), *_ON_DEMAND, "compress"})

@@ -136,7 +136,7 @@ def test_the_command_line_passes_its_options_on(monkeypatch, tmp_path):
 def test_the_command_line_explains_errors_without_a_traceback(monkeypatch, capsys, tmp_path):
     (tmp_path / "file").write_text("")
     assert cli.main(["demo", "--out", str(tmp_path / "file" / "x")]) == 1
-    assert capsys.readouterr().err.startswith("keras-kd: ")
+    assert capsys.readouterr().err.startswith("keras-kd demo: ")
     assert cli.main([]) == 2
     assert "demo" in capsys.readouterr().out
     with pytest.raises(SystemExit) as stop:

@@ -21,6 +21,7 @@ FLOORS = [
     {"_finite", "_distribute", "_logs", "distiller", "mutual", "_agreement", "_files", "_pages", "_samples", "_litert", "export"},
     {"_macs", "analysis", "profile", "report"},
     {"surgery"},
+    {"compression"},
     {"demo"},
     {"cli", "__main__"},
 ]

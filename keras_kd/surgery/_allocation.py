@@ -39,7 +39,7 @@ class Allocation:
         curves: for each group, what the outputs lose after 1, 2, ... channels have gone.
         limits: budgets.
         least: fewest channels that each group may keep.
-        round_to: channels kept are a multiple of this, or all.
+        steps: for each group, what the number of channels kept is a multiple of, unless it keeps all; 1 each where not given.
         by_worth: whether the loss is divided by what is saved; or the channel of the lowest loss goes.
     """
 
@@ -51,11 +51,11 @@ class Allocation:
         limits: Limits,
         least: Sequence[int],
         *,
-        round_to: int = 1,
+        steps: Sequence[int] | None = None,
         by_worth: bool = True,
     ) -> None:
         self.costs, self.sizes, self.limits, self.least, self.by_worth = costs, list(sizes), limits, list(least), by_worth
-        self.round_to = round_to
+        self.steps = list(steps or [1] * len(self.sizes))
         self.curves = [np.concatenate([[0.0], curve]) for curve in curves]
         self.kept = list(sizes)
         self.now = costs.of(self.kept)
@@ -98,11 +98,11 @@ class Allocation:
 
     def _rounded(self, count: int, group: int) -> int:
         """The next number above that a group may keep."""
-        return min(-(-count // self.round_to) * self.round_to, self.sizes[group])
+        return min(-(-count // self.steps[group]) * self.steps[group], self.sizes[group])
 
     def _next(self, group: int) -> int:
         """The next smaller number of channels that a group may keep; what it keeps where there is none."""
-        fewer = (self.kept[group] - 1) // self.round_to * self.round_to
+        fewer = (self.kept[group] - 1) // self.steps[group] * self.steps[group]
         return fewer if fewer >= max(self.least[group], 1) else self.kept[group]
 
     def _keep(self, group: int, count: int) -> None:
@@ -134,7 +134,7 @@ class Allocation:
         while True:
             found: list[tuple[float, int, int]] = []
             for group, size in enumerate(self.sizes):
-                more = min((self.kept[group] // self.round_to + 1) * self.round_to, size)
+                more = min((self.kept[group] // self.steps[group] + 1) * self.steps[group], size)
                 if more == self.kept[group]:
                     continue
                 saved = self.costs.saving(self.kept, group, more)

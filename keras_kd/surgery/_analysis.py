@@ -6,7 +6,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_kd.surgery import _labels, _nodes
+from keras_kd.surgery import _heads, _labels, _nodes
 from keras_kd.surgery._labels import Atoms, Labels
 from keras_kd.surgery._rules import rule_for
 from keras_kd.surgery._visits import Record, Visit
@@ -35,7 +35,10 @@ class Analysis:
     unknown: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def places(self) -> dict[str, tuple[Record, np.ndarray]]:
-        """Layers whose outputs have channels, by path, with `:0`, `:1` where calls differ: their record and these channels."""
+        """Layers whose outputs have channels, by path, with `:0`, `:1` where calls differ: their record and these channels.
+
+        Heads of attention are under the path with `:heads`.
+        """
         found: dict[str, tuple[Record, np.ndarray]] = {}
         for record in self.records.values():
             calls = [channels_of(labels) for labels in record.outputs]
@@ -43,6 +46,9 @@ class Analysis:
             for index, channels in enumerate(calls if different else calls[:1]):
                 if channels is not None:
                     found[f"{record.path}:{index}" if different else record.path] = (record, channels)
+            heads = _heads.heads_of(record)
+            if heads is not None:
+                found[_heads.place_of(record.path)] = (record, heads)
         return found
 
     def rooted(self, atoms: np.ndarray | None) -> np.ndarray:

@@ -9,8 +9,9 @@ import keras
 import numpy as np
 
 from keras_kd import _macs, _samples
-from keras_kd.surgery import _nodes
+from keras_kd.surgery import _heads, _nodes
 from keras_kd.surgery._analysis import Analysis
+from keras_kd.surgery._visits import Record
 from keras_kd.surgery.graph import Group
 
 _KERNELS = ("kernel", "depthwise_kernel", "pointwise_kernel", "recurrent_kernel")
@@ -66,8 +67,8 @@ class _Terms:
 class Costs:
     """Costs of a model by the number of channels that each group keeps.
 
-    A layer's multiply-accumulates go with its kernels, its weights with all its variables. What layers without kernels and
-    operations between layers compute counts as it is.
+    A layer's multiply-accumulates go with its kernels, and those of the products inside attention with its heads; its weights go
+    with all its variables. What layers without kernels and operations between layers compute counts as it is.
 
     Args:
         found: analysis of the model.
@@ -93,7 +94,7 @@ class Costs:
         involved: list[set[int]] = []
         for record in found.records.values():
             if not _nodes.is_open(record.operation):
-                share = _share(record, owner, whole, inside[record.path])
+                share = _share(record, owner, whole, inside)
                 involved.append({group for axes in share for axis in axes for group, _ in axis[1]})
                 for axes, amounts in share.items():
                     terms[axes] += amounts
@@ -132,18 +133,35 @@ def _inside(rows: list[_macs.LayerCost]) -> dict[str, float]:
     return found
 
 
-def _share(record: Any, owner: np.ndarray, whole: list[int], macs: float) -> dict[tuple[_Axis, ...], np.ndarray]:
+def _share(record: Record, owner: np.ndarray, whole: list[int], inside: Mapping[str, float]) -> dict[tuple[_Axis, ...], np.ndarray]:
     """One layer: for products of its axes that change, the multiply-accumulates and the weights of one entry."""
     found: dict[tuple[_Axis, ...], np.ndarray] = collections.defaultdict(lambda: np.zeros(2))
-    entries = 0
+    rates = _rates(record, inside)
     for variable in getattr(record.operation, "variables", ()):
         atoms = record.weights.get(id(variable)) or [None] * len(variable.shape)
         axes = [_axis(n, one, owner, whole) for n, one in zip(variable.shape, atoms, strict=True)]
         constant = math.prod(fixed for fixed, several in axes if not several)
-        is_kernel = variable.name in _KERNELS
-        found[tuple(sorted(axis for axis in axes if axis[1]))] += np.asarray([constant * is_kernel, constant])
-        entries += math.prod(variable.shape) * is_kernel
-    return {axes: one * [macs / max(entries, 1), 1] for axes, one in found.items() if axes}
+        found[tuple(sorted(axis for axis in axes if axis[1]))] += np.asarray([rates.get(id(variable), 0.0), 1]) * constant
+    heads = _heads.heads_of(record)
+    if heads is not None:  # the products of queries with keys, and of what they give with values
+        parts = sum(inside.get(f"{record.path}/{part.name}", 0.0) for part in _heads.parts_of(record.operation).values())
+        axis = _axis(len(heads), heads, owner, whole)
+        found[(axis,) * bool(axis[1])] += np.asarray([(inside.get(record.path, 0.0) - parts) / len(heads), 0])
+    return {axes: one for axes, one in found.items() if axes}
+
+
+def _rates(record: Record, inside: Mapping[str, float]) -> dict[int, float]:
+    """Multiply-accumulates of one entry of each kernel of a layer, by `id`."""
+    layer = record.operation
+    owners = [(record.path, getattr(layer, "variables", ()))]
+    if _heads.heads_of(record) is not None:
+        owners = [(f"{record.path}/{part.name}", part.variables) for part in _heads.parts_of(layer).values()]
+    rates: dict[int, float] = {}
+    for path, variables in owners:
+        kernels = [variable for variable in variables if variable.name in _KERNELS]
+        entries = sum(math.prod(kernel.shape) for kernel in kernels)
+        rates |= {id(kernel): inside.get(path, 0.0) / max(entries, 1) for kernel in kernels}
+    return rates
 
 
 def _axis(length: int, atoms: np.ndarray | None, owner: np.ndarray, whole: list[int]) -> _Axis:

@@ -100,8 +100,10 @@ def first_order(
     for batch, loss in zip(batches, losses, strict=True):
         changes = np.zeros((len(batch[0]), len(found.roots)))
         for point, values, slopes in _curvature.gradients(found, points, batch, loss):
-            occurrences = len(point.inverse) // len(point.roots) if point.table is None else 1
-            changes[:, point.roots] += np.asarray(tf.reduce_sum(values * slopes, 1), "float64") * occurrences
+            spread = point.table is None and point.axis != _curvature.HEADS
+            occurrences = len(point.inverse) // len(point.roots) if spread else 1
+            sums = np.asarray(tf.reduce_sum(values * slopes, 1), "float64").reshape(len(batch[0]), len(point.roots), -1)
+            changes[:, point.roots] += sums.sum(-1) * occurrences
         totals += np.abs(changes).sum(0) if kind == "taylor" else np.square(changes).sum(0) / 2
         samples += len(batch[0])
     return [totals[roots] / samples for _, roots in groups]

@@ -1,6 +1,7 @@
 """What do the outputs lose without a channel, and how well do the others stand for it? Moments of values and of gradients."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -10,13 +11,14 @@ import tensorflow as tf
 from keras import ops
 
 from keras_kd import _outputs
-from keras_kd.surgery import _nodes, _reading
+from keras_kd.surgery import _heads, _nodes, _reading
 from keras_kd.surgery._analysis import Analysis
 from keras_kd.surgery._shrinkage import Covariance
 
 _WORK = 4e10  # multiply-accumulates for the moments of one read point
 _LEAST = 8  # rows a channel, whatever the work
 _RIDGE = 1e-3  # of the mean variance
+_FEW = 0.1  # of the mean variance for each number a row, of heads: in few rows any number seems to be a combination of many others
 _MEMORY = 1 << 27  # bytes for a pass with gradients
 
 
@@ -29,6 +31,7 @@ class ReadPoint:
         roots: of its channels, each once.
         table: `(positions, roots)`, where each of them stands along the axis; None where some stand more often than others.
         inverse: for each place along the axis, which root it is.
+        features: numbers of each root in a row: 1 for channels.
         first: where the same tensor is read before, by another layer; None there.
     """
 
@@ -36,10 +39,11 @@ class ReadPoint:
     roots: np.ndarray
     table: np.ndarray | None
     inverse: np.ndarray
+    features: int = 1
     first: "ReadPoint | None" = None
 
     def rows(self, x: Any) -> Any:
-        """`(samples, rows, roots)` of a batch; what stands several times along the axis is one row each."""
+        """`(samples, rows, roots * features)` of a batch; what stands several times along the axis is one row each."""
         x = ops.cast(ops.moveaxis(x, self.axis, -1), "float32")
         if self.table is not None and len(self.table) == 1:
             return ops.reshape(ops.take(x, self.table[0], -1), (x.shape[0], -1, len(self.roots)))
@@ -49,8 +53,40 @@ class ReadPoint:
         return ops.reshape(ops.matmul(x, spread), (x.shape[0], -1, len(self.roots)))
 
 
+@dataclasses.dataclass
+class HeadPoint(ReadPoint):
+    """What the output projection of attention reads: `features` are all that the heads of a root give.
+
+    Heads often give much the same at all steps, so that what is lost there adds up. A point of its own is therefore the mean over
+    the steps, with the sum of the gradients, and here is what is left: `sum_t g_t' d_t = (sum_t g_t)' mean d + sum_t g_t' (d_t -
+    mean d)`.
+
+    Attributes:
+        steady: the point of the means.
+    """
+
+    steady: ReadPoint = dataclasses.field(init=False)
+
+    def __post_init__(self) -> None:
+        self.steady = ReadPoint(self.axis, self.roots, None, self.inverse, self.features)
+
+    def parted(self, values: Any, slopes: Any) -> list[tuple[ReadPoint, Any, Any]]:
+        """Both points with the rows of values and gradients."""
+        mean, total = ops.mean(values, 1, keepdims=True), ops.sum(slopes, 1, keepdims=True)
+        return [(self.steady, mean, total), (self, values - mean, slopes - total / values.shape[1])]
+
+    def rows(self, x: Any) -> Any:
+        """`(samples, steps, roots * features)` of `(samples, *steps, heads, channels)`."""
+        together = ops.take(ops.cast(x, "float32"), np.argsort(self.inverse, kind="stable"), -2)
+        return ops.reshape(together, (x.shape[0], -1, len(self.roots) * self.features))
+
+
+HEADS = -2  # their axis
+_INSIDE = 0  # in the place of the `id` of a tensor: what is read inside of the layer
+
+
 def read_points(found: Analysis) -> dict[tuple[int, int], ReadPoint]:
-    """Where channels are read that can go, by `id` of the call and of the tensor."""
+    """Where channels are read that can go, by `id` of the call and of the tensor; of heads, that of the call and 0."""
     points: dict[tuple[int, int], ReadPoint] = {}
     firsts: dict[tuple[int, int], ReadPoint] = {}
     for node in _nodes.calls_of(found.model):
@@ -65,6 +101,11 @@ def read_points(found: Analysis) -> dict[tuple[int, int], ReadPoint]:
                     point = points[id(node), id(tensor)] = _point(axis, roots)
                     point.first = firsts.get((id(tensor), axis))
                     firsts.setdefault((id(tensor), axis), point)
+        heads = found.rooted(_heads.heads_of(record))
+        if any(root not in found.pinned for root in heads.tolist()):
+            roots, inverse = np.unique(heads, return_inverse=True)
+            features = math.prod(record.operation._output_dense.kernel.shape[:2]) // len(roots)
+            points[id(node), _INSIDE] = HeadPoint(HEADS, roots, None, inverse, features)
     return points
 
 
@@ -79,23 +120,36 @@ def gradients(
     found: Analysis, points: dict[tuple[int, int], ReadPoint], inputs: list[Any], loss: Callable[[list[Any]], Any]
 ) -> Iterator[tuple[ReadPoint, Any, Any]]:
     """Values at all read points, in `ReadPoint.rows`, and the gradients of the sum of a loss over the samples; one by one."""
-    seen: list[tuple[ReadPoint, Any]] = []
+    seen: list[tuple[ReadPoint, Any, Any, Any]] = []  # a tensor, what is read of it, and the layer inside of which that is
 
     with tf.GradientTape(watch_accessed_variables=False) as tape:
+
+        def watched(x: Any) -> Any:
+            entered = tf.identity(x)
+            entered._keras_mask = getattr(x, "_keras_mask", None)
+            tape.watch(entered)
+            return entered
 
         def call(node: Any, values: dict[int, Any]) -> list[Any]:
             for key in list(values):
                 point = points.get((id(node), key))
                 if point is not None:
-                    values[key] = tf.identity(values[key])
-                    tape.watch(values[key])
-                    seen.append((point, values[key]))
-            return _nodes.called(node.operation, node, values)
+                    values[key] = watched(values[key])
+                    seen.append((point, values[key], values[key], None))
+            inside = points.get((id(node), _INSIDE))
+            if inside is None:
+                return _nodes.called(node.operation, node, values)
+            with tape.stop_recording():
+                context = _heads.context_of(node.operation, node, values)
+            first, *others = _nodes.called(node.operation, node, values)
+            first = watched(first)
+            seen.append((inside, first, context, node.operation))
+            return [first, *others]
 
-        for x in inputs:
+        for x in (one for one in inputs if one.dtype.is_floating):
             tape.watch(x)  # so that what comes before the first read point is no constant
         total = loss(_nodes.run(found.model, inputs, call))
-    slopes = tape.gradient(total, [value for _, value in seen])
+    slopes = tape.gradient(total, [value for _, value, _, _ in seen])
     del total
     if seen and all(one is None for one in slopes):
         raise ValueError(
@@ -103,9 +157,11 @@ def gradients(
             'outputs do not (is there an argmax, a rounding, stop_gradient?). Use criterion="magnitude".'
         )
     while seen:  # what was looked at needs no memory any more
-        (point, value), gradient = seen.pop(), slopes.pop()
-        if gradient is not None:
-            yield point, point.rows(value), point.rows(gradient)
+        (point, _, read, layer), gradient = seen.pop(), slopes.pop()
+        if gradient is not None and isinstance(point, HeadPoint):
+            yield from point.parted(point.rows(read), point.rows(_heads.slopes_of(layer, gradient)))
+        elif gradient is not None:
+            yield point, point.rows(read), point.rows(gradient)
 
 
 def samples_at_once(model: Any) -> int:
@@ -136,7 +192,7 @@ class Chance:
     def __call__(self, outputs: list[Any]) -> Any:
         values = [as_logits(value, kind) for value, kind in zip(outputs, self._kinds, strict=True)]
         if not self._scales:
-            self._scales = [1 / _spread(value) for value in values]
+            self._scales = [1 / _size(value) for value in values]
         signs = [self._rng.choice(np.asarray([-1, 1], "float32"), value.shape) for value in values]
         return sum(
             ops.sum(value * sign) * scale / np.sqrt(max(value[0].shape.num_elements(), 1))
@@ -144,7 +200,7 @@ class Chance:
         )
 
 
-def _spread(value: Any) -> float:
+def _size(value: Any) -> float:
     """Standard deviation of an output; its size where all that it gives is the same."""
     spread, size = float(tf.math.reduce_std(value)), float(tf.math.sqrt(tf.reduce_mean(tf.square(value))))
     return spread if spread > 1e-6 * size else size or 1.0
@@ -208,11 +264,13 @@ class Curvature:
         """Inverse covariance of all that a tensor holds; the moments are used up."""
         key = id(point)
         if key not in self._precisions:
-            covariance = self._covariances.pop(key)[1].shrunk()
+            moments = self._covariances.pop(key)[1]
+            covariance = moments.plain() if point.axis == HEADS else moments.shrunk()
             if not np.isfinite(covariance).all() or not np.isfinite(self._metrics[key]).all():
                 raise ValueError("`data` must give finite numbers everywhere. Received: NaN or infinity in what a layer reads.")
             n = len(covariance)
-            covariance.flat[:: n + 1] += _RIDGE * float(np.trace(covariance)) / n or 1.0
+            share = max(_RIDGE, _FEW * n / moments.rows) if point.axis == HEADS else _RIDGE
+            covariance.flat[:: n + 1] += share * float(np.trace(covariance)) / n or 1.0
             self._precisions[key] = np.linalg.inv(covariance)
         return self._precisions[key]
 
@@ -229,7 +287,7 @@ class Curvature:
         return [point for point in self.points if np.isin(roots, point.roots).all()]
 
     def order(self, roots: np.ndarray, last: frozenset[int] = frozenset()) -> tuple[np.ndarray, np.ndarray]:
-        """In which order channels of one group go, each the one that then costs least, and what all removed ones cost.
+        """In which order channels, or heads, of one group go, each the one that then costs least, and what all removed ones cost.
 
         Args:
             roots: of the channels.
@@ -241,7 +299,7 @@ class Curvature:
         reading = self._reading(roots)
         if not reading:
             return np.arange(len(roots)), np.zeros(len(roots))
-        return eliminate(*zip(*(self._pair(point, roots, id(point) in last) for point in reading), strict=True))
+        return _eliminated([_Elimination(*self._pair(point, roots, id(point) in last), point.features) for point in reading])
 
     def _pair(self, point: ReadPoint, roots: np.ndarray, is_last: bool) -> tuple[np.ndarray, np.ndarray]:
         """Inverse covariance and metric of some channels; without a copy where nothing else needs them."""
@@ -250,23 +308,34 @@ class Curvature:
             del self._precisions[id(point)], self._metrics[id(point)]
         if np.array_equal(point.roots, roots):
             return precision, metric
-        at = np.searchsorted(point.roots, roots)
+        at = _spread(np.searchsorted(point.roots, roots), point.features)
         return precision[np.ix_(at, at)], metric[np.ix_(at, at)]
 
 
-def eliminate(precisions: Sequence[np.ndarray], metrics: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+def _spread(members: np.ndarray, features: int) -> np.ndarray:
+    """Indices of all numbers of some members that have several each."""
+    return (members[:, None] * features + np.arange(features)).ravel()
+
+
+def eliminate(
+    precisions: Sequence[np.ndarray], metrics: Sequence[np.ndarray], features: Sequence[int] = ()
+) -> tuple[np.ndarray, np.ndarray]:
     """Removes variables one after the other, each time that whose absence costs least when the others stand for it.
 
     Args:
-        precisions: for each point, the inverse covariance, `(n, n)`.
-        metrics: for each point, what errors cost: `d' M d`, `(n, n)`.
+        precisions: for each point, the inverse covariance, `(n f, n f)`.
+        metrics: for each point, what errors cost: `d' M d`, `(n f, n f)`.
+        features: for each point, f, of how many numbers a variable consists there; 1 each where it is not given.
 
     Returns:
         The order, `(n,)`, and the summed cost after each, `(n,)`.
     """
-    parts = [_Elimination(*pair) for pair in zip(precisions, metrics, strict=True)]
-    n = len(precisions[0])
-    del precisions, metrics  # which may be the last to hold these
+    features = features or [1] * len(precisions)
+    return _eliminated([_Elimination(*triple) for triple in zip(precisions, metrics, features, strict=True)])
+
+
+def _eliminated(parts: "list[_Elimination]") -> tuple[np.ndarray, np.ndarray]:
+    n = len(parts[0].scores())
     left, order, costs = np.arange(n), [], [0.0]
     at_once, block = max(n // 256, 1), max(n // 16, 32)
     while len(left):
@@ -293,42 +362,62 @@ class _Elimination:
     ```
 
     Args:
-        precision: `(n, n)`.
-        metric: `(n, n)`.
+        precision: `(n f, n f)`.
+        metric: `(n f, n f)`.
+        features: f, numbers of each variable.
     """
 
-    def __init__(self, precision: np.ndarray, metric: np.ndarray) -> None:
+    def __init__(self, precision: np.ndarray, metric: np.ndarray, features: int = 1) -> None:
+        self._features = features
         self._set(precision, metric)
 
     def _set(self, precision: np.ndarray, metric: np.ndarray) -> None:
         self._precision, self._metric = precision, metric
-        self._variances, self._prices = precision.diagonal().copy(), metric.diagonal().copy()
+        self._variances, self._prices = (self._blocks(one) for one in (precision, metric))
         self._u, self._x, self._y = (np.zeros((len(precision), 0)) for _ in range(3))
+
+    def _blocks(self, matrix: np.ndarray) -> np.ndarray:
+        """Those on the diagonal, `(n, f, f)`."""
+        n = len(matrix) // self._features
+        return matrix.reshape(n, self._features, n, self._features)[np.arange(n), :, np.arange(n)].copy()
 
     def scores(self) -> np.ndarray:
         """What each variable costs, given those that have gone; those have no meaning any more."""
-        return np.maximum(self._prices, 0.0) / np.maximum(self._variances, 1e-300)
+        if self._features == 1:
+            return np.maximum(self._prices.ravel(), 0.0) / np.maximum(self._variances.ravel(), 1e-300)
+        return np.maximum(np.trace(np.linalg.solve(self._variances, self._prices), axis1=1, axis2=2), 0.0)
 
     def remove(self, gone: np.ndarray) -> float:
         """Removes some variables; what they cost together: the trace of the metric times the errors' covariance."""
-        across = self._precision[:, gone] - self._u @ self._u[gone].T  # (n, gone)
-        cross = self._metric[:, gone] - self._x @ self._y[gone].T  # (n, gone)
-        root = np.linalg.inv(np.linalg.cholesky(across[gone]))
+        at = _spread(gone, self._features)
+        across = self._precision[:, at] - self._u @ self._u[at].T  # (n f, gone f)
+        cross = self._metric[:, at] - self._x @ self._y[at].T  # (n f, gone f)
+        root = np.linalg.inv(np.linalg.cholesky(across[at]))
         inverse = root.T @ root
-        among = cross[gone]
+        among = cross[at]
         maps = across @ inverse
         halved = cross - maps @ among / 2
         self._u = np.concatenate([self._u, across @ root.T], axis=1)
         self._x = np.concatenate([self._x, maps, halved], axis=1)
         self._y = np.concatenate([self._y, halved, maps], axis=1)
-        self._variances -= np.einsum("ij,ij->i", across, maps)
-        self._prices -= 2 * np.einsum("ij,ij->i", maps, halved)
+        self._variances -= self._products(across, maps)
+        twice = self._products(maps, halved)
+        self._prices -= twice + twice.transpose(0, 2, 1)
+        self._variances[gone] = np.eye(self._features)  # of no meaning, but regular
         return max(float(np.sum(among * inverse)), 0.0)
+
+    def _products(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        """Blocks on the diagonal of a product, `(n, f, f)`."""
+        if self._features == 1:
+            return np.einsum("ij,ij->i", a, b)[:, None, None]
+        shape = (-1, self._features, a.shape[1])
+        return np.matmul(a.reshape(shape), b.reshape(shape).transpose(0, 2, 1))
 
     def shrink(self, alive: np.ndarray) -> None:
         """Leaves the removed variables out of the matrices."""
-        both = np.ix_(alive, alive)
+        at = _spread(np.flatnonzero(alive), self._features)
+        both = np.ix_(at, at)
         precision, metric = self._precision[both], self._metric[both]
-        precision -= self._u[alive] @ self._u[alive].T
-        metric -= self._x[alive] @ self._y[alive].T
+        precision -= self._u[at] @ self._u[at].T
+        metric -= self._x[at] @ self._y[at].T
         self._set(precision, metric)

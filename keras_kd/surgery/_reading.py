@@ -9,7 +9,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_kd.surgery import _nodes
+from keras_kd.surgery import _heads, _labels, _nodes
+from keras_kd.surgery._labels import Labels
 from keras_kd.surgery._rebuild import Rebuilt
 from keras_kd.surgery._rules import letters
 from keras_kd.surgery._visits import Record
@@ -54,6 +55,9 @@ class Part:
         channels: which columns are one channel at several positions, where that is so.
         outputs: where these outputs stand among the layer's.
         shifts: whether a constant in all positions is a bias, so that a normalisation afterwards may take it.
+        inside: for what is read inside the layer: function of what the call reads, by `id` of the symbolic tensors, and whether it
+            is the old network's, that gives what `rows` and `positions` take in the place of a batch of the source.
+        labels: of that.
     """
 
     source: Any
@@ -67,6 +71,8 @@ class Part:
     channels: "Channels | None" = None
     outputs: slice = dataclasses.field(default_factory=lambda: slice(None))
     shifts: bool = True
+    inside: Callable[[dict[int, Any], bool], Any] | None = None
+    labels: Labels | None = None
 
 
 def parts_of(rebuilt: Rebuilt, record: Record, node: Any) -> list[Part] | str:
@@ -96,7 +102,7 @@ def _makers() -> list[tuple[tuple[Any, ...], Callable[..., Any]]]:
         ((_L.EinsumDense,), _einsum),
         (_RECURRENT, _recurrent),
         ((_L.Bidirectional,), _bidirectional),
-        ((_L.MultiHeadAttention,), _attention),
+        (_heads.LAYERS, _attention),
     ]
 
 
@@ -211,14 +217,34 @@ def _bidirectional(rebuilt: Rebuilt, record: Record, node: Any) -> list[Part]:
 
 
 def _attention(rebuilt: Rebuilt, record: Record, node: Any) -> list[Part]:
-    """The projections of query, key and value, those of them that lost inputs; all where none did."""
-    names = ("query", "value", "key")
-    args, kwargs = node.arguments.args, node.arguments.kwargs
-    given = dict(zip(names, args, strict=False)) | {name: kwargs[name] for name in names if kwargs.get(name) is not None}
-    given.setdefault("key", given["value"])
-    owners = {name: [getattr(layer, f"{name}_dense") for layer in _owners(rebuilt, record)] for name in names}
-    lost = [name for name in names if not _kept(rebuilt, record, owners[name][0].kernel, 0).all()]
-    return [_simple(rebuilt, record, given[name], (owners[name][0], owners[name][1])) for name in lost or names]
+    """The projections of query, key, value and gate that lost inputs, then that of the output, if heads went; else all of them."""
+    sources = _heads.sources_of(_heads.arguments_of(node.arguments.args, node.arguments.kwargs))
+    old, new = (_heads.parts_of(layer) for layer in _owners(rebuilt, record))
+    names = [name for name in old if name != "output"]
+    lost = [name for name in names if not _kept(rebuilt, record, old[name].kernel, 0).all()]
+    heads = record.made[_heads.HEADS]
+    some = not rebuilt.keep[heads].all()
+    parts = [_simple(rebuilt, record, sources[name], (old[name], new[name])) for name in lost or ([] if some else names)]
+    return [*parts, _heads_read(rebuilt, record, node, sources["query"])] if some else parts
+
+
+def _heads_read(rebuilt: Rebuilt, record: Record, node: Any, query: Any) -> Part:
+    """The projection of the output, which reads what the heads give."""
+    layers = _owners(rebuilt, record)
+
+    def inside(read: dict[int, Any], is_old: bool) -> Any:
+        return _heads.context_of(layers[0 if is_old else 1], node, read)
+
+    def rows(x: Any, is_old: bool, chosen: np.ndarray) -> np.ndarray:
+        return _array(x).reshape(-1, math.prod(x.shape[-2:]))[chosen]
+
+    def positions(x: Any) -> int:
+        return math.prod(x.shape[:-2])
+
+    owners = (layers[0]._output_dense, layers[1]._output_dense)
+    part = _simple(rebuilt, record, query, owners, rows=rows, positions=positions, inputs=2)
+    labels = [*_labels.none(query.shape[:-1]), record.made[_heads.HEADS], None]
+    return dataclasses.replace(part, inside=inside, labels=labels)
 
 
 def _einsum(rebuilt: Rebuilt, record: Record, node: Any) -> list[Part] | str:

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 from keras_kd import _lineage
-from keras_kd.surgery import _nodes
+from keras_kd.surgery import _heads, _nodes
 from keras_kd.surgery._analysis import Analysis
 from keras_kd.surgery._visits import Record
 
@@ -69,7 +69,8 @@ class Rebuilt:
         masks = {}
         for path, (record, channels) in self.found.places().items():
             replacement = self.replacements.get(id(record.operation))
-            if replacement is None or [layer.name for layer in replacement.layers][-1:] == [record.operation.name]:
+            stands = replacement is not None and [layer.name for layer in replacement.layers][-1:] == [record.operation.name]
+            if replacement is None or (stands and channels is not _heads.heads_of(record)):
                 masks[path] = self.keep[channels]
         return masks
 
@@ -159,7 +160,7 @@ class Rebuilt:
             shape = operation._output_shape
             return keras.layers.Lambda(operation.function, shape, operation.mask, operation.arguments, **options)
         try:
-            config = operation.get_config()
+            config = operation.get_config() | _heads.options_of(operation)
             if self.sliced(record):
                 config = without_shapes(config)
                 config |= plain_initializers(operation, config)

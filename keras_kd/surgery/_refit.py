@@ -100,7 +100,8 @@ class _Walk(_side_by_side.Walk):
             self.through(inputs)
             found, self.shared, self.alone = self.shared, None, False
             for path, several in found.items():
-                self._finish(path, [part for part, _ in several], [sums for _, sums in several], None)
+                fits = [self._written(path, part, sums, None) for part, sums in several]
+                self._finish(path, [part for part, _ in several], [sums for _, sums in several], fits)
         self.through(inputs)
         order = {record.path: index for index, record in enumerate(self.records.values())}
         return sorted(self.done.values(), key=lambda one: order[one.layer]), self.skipped
@@ -132,15 +133,18 @@ class _Walk(_side_by_side.Walk):
             self.skipped[record.path] = parts
             return
         if self.shared is None:
-            sums = [_empty(part, _basis(part, values[1][id(part.source)])) for part in parts]
-            for part, one in zip(parts, sums, strict=True):
-                self._gather(part, one, *(each[id(part.source)] for each in values), seen=gate)
-            self._finish(record.path, parts, sums, norm, gate)
+            sums, fits = [], []
+            for part in parts:  # one after the other: what is inside a layer depends on those before
+                old, new = (_read(part, node, one, is_old) for one, is_old in zip(values, (True, False), strict=True))
+                sums.append(_empty(part, _basis(part, new)))
+                self._gather(part, sums[-1], old, new, seen=gate)
+                fits.append(self._written(record.path, part, sums[-1], norm, gate))
+            self._finish(record.path, parts, sums, fits)
             return
         several = self.shared.setdefault(record.path, [(part, _empty(part)) for part in parts])
         for part, (_, one) in zip(parts, several, strict=True):
-            old = values[0][id(part.source)]
-            labels = self.rebuilt.found.labels[id(part.source)]
+            old = _read(part, node, values[0], True)
+            labels = self.rebuilt.found.labels[id(part.source)] if part.labels is None else part.labels
             self._gather(part, one, old, [self._narrowed(value, labels) for value in old])
 
     def _narrowed(self, value: Any, labels: Any) -> Any:
@@ -169,29 +173,38 @@ class _Walk(_side_by_side.Walk):
                 rows = _of_channels(part.channels, part.rows(before, True, chosen)[fits], read[fits])
                 sums.channels.add(Moments.of(rows[:: max(len(rows) * len(old) // _side_by_side.LEAST_ROWS, 1)]))
 
-    def _finish(self, path: str, parts: list[Part], sums: list[_Sums], norm: Any, gate: Gate | None = None) -> None:
+    def _written(self, path: str, part: Part, sums: _Sums, norm: Any, gate: Gate | None = None) -> "_Fit":
         """Solves, and writes what is better than the old weights."""
-        fits = []
-        for part, one in zip(parts, sums, strict=True):
-            takes = norm if part.shifts and part.begin is None else None
-            free = part.begin is not None or takes is not None
-            if not np.isfinite(one.seen.mean).all() or not np.isfinite(one.unseen.mean).all():
-                raise ValueError(f'`data` must give finite numbers everywhere. Received: NaN or infinity in what "{path}" reads.')
-            fit = _solved(part, one, free)
-            fits.append(fit)
-            if fit.l2 is None:
-                continue
-            kernel, bias = _through(gate, part, one, fit, free)
-            part.write(part.start + kernel, None if part.begin is None else part.begin + bias)
-            if takes is not None:  # the constant that a layer without bias cannot give
-                mean = np.asarray(keras.ops.convert_to_numpy(takes.moving_mean), "float64")
-                mean[part.outputs] -= bias
-                takes.moving_mean.assign(mean)
+        takes = norm if part.shifts and part.begin is None else None
+        free = part.begin is not None or takes is not None
+        if not np.isfinite(sums.seen.mean).all() or not np.isfinite(sums.unseen.mean).all():
+            raise ValueError(f'`data` must give finite numbers everywhere. Received: NaN or infinity in what "{path}" reads.')
+        fit = _solved(part, sums, free)
+        if fit.l2 is None:
+            return fit
+        kernel, bias = _through(gate, part, sums, fit, free)
+        part.write(part.start + kernel, None if part.begin is None else part.begin + bias)
+        if takes is not None:  # the constant that a layer without bias cannot give
+            mean = np.asarray(keras.ops.convert_to_numpy(takes.moving_mean), "float64")
+            mean[part.outputs] -= bias
+            takes.moving_mean.assign(mean)
+        return fit
+
+    def _finish(self, path: str, parts: list[Part], sums: list[_Sums], fits: list["_Fit"]) -> None:
+        """Says what was done with a layer."""
         energy = sum(float(np.trace(one.targets.scatter)) for one in sums) or 1.0
         errors = [sum(getattr(fit, name) for fit in fits) / energy for name in ("before", "after")]
         rows = sums[0].seen.rows + sums[0].unseen.rows
         penalties = [fit.l2 for fit in fits if fit.l2 is not None]
         self.done[path] = Refit(path, len(parts[0].start), rows, errors[0], errors[1], max(penalties, default=None))
+
+
+def _read(part: Part, node: Any, values: dict[int, Any], is_old: bool) -> list[Any]:
+    """What a part reads in one of the networks, batch by batch."""
+    if part.inside is None:
+        return list(values[id(part.source)])
+    batches = range(len(values[id(part.source)]))
+    return [part.inside({id(t): values[id(t)][index] for t in node.arguments.keras_tensors}, is_old) for index in batches]
 
 
 def _through(gate: Gate | None, part: Part, sums: _Sums, fit: "_Fit", free: bool) -> tuple[np.ndarray, np.ndarray]:

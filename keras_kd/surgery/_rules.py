@@ -6,7 +6,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_kd.surgery import _labels, _nodes, _shapes
+from keras_kd.surgery import _heads, _labels, _nodes, _shapes
 from keras_kd.surgery._labels import Labels
 from keras_kd.surgery._visits import Visit
 
@@ -262,30 +262,6 @@ def _attention(visit: Visit) -> list[Labels]:
     return [[None, None, value[-1]], *[_labels.none(output.shape) for output in visit.outputs[1:]]]
 
 
-def _heads(visit: Visit) -> list[Labels]:
-    """Multi-head attention reads channels and makes new ones; its heads stay as they are."""
-    layer = visit.layer
-    names = ("query", "value", "key")
-    given = {**dict(zip(names, visit.args, strict=False)), **{k: v for k, v in visit.kwargs.items() if k in names}}
-    query, value = given["query"], given["value"]
-    key = value if given.get("key") is None else given["key"]
-    for tensor in (query, value, key):
-        visit.pin(visit.of(tensor)[:-1], "attends along it")
-    readers = [("_query_dense", query), ("_key_dense", key), ("_value_dense", value), ("_gate_dense", query)]
-    for name, tensor in readers:
-        if getattr(layer, name, None) is not None:
-            visit.weight("kernel", [visit.of(tensor)[-1], None, None], getattr(layer, name))
-    output = layer.output_dense
-    if len(output.kernel.shape) != 3:
-        return [_labels.none(one.shape) for one in visit.outputs]
-    made = visit.make(output.kernel.shape[-1])
-    visit.weight("kernel", [None, None, made], output)
-    visit.weight("bias", [made], output)
-    visit.size("output_shape", ((len(made),), [made]))
-    first: Labels = [*_labels.none(visit.outputs[0].shape[:-1]), made]
-    return [first, *[_labels.none(one.shape) for one in visit.outputs[1:]]]
-
-
 def _table(*pairs: tuple[Sequence[Any], Any]) -> dict[Any, Any]:
     return {cls: rule for classes, rule in pairs for cls in classes}
 
@@ -309,7 +285,8 @@ RULES: dict[Any, Callable[[Visit], list[Labels]]] = (
         ((_L.SimpleRNN,), _RECURRENT[2]),
         ((_L.Bidirectional,), _bidirectional),
         ((_L.Attention, _L.AdditiveAttention), _attention),
-        ((_L.MultiHeadAttention,), _heads),
+        ((_L.MultiHeadAttention,), _heads.multi_head),
+        ((_L.GroupQueryAttention,), _heads.grouped_query),
     )
     | _shapes.RULES
 )

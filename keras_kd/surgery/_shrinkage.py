@@ -48,16 +48,22 @@ class Covariance:
         spread = float(np.vdot(covariance, covariance)) - float(np.trace(covariance)) ** 2 / len(covariance)
         return min(max(chance, 0.0) / spread, 1.0) if spread > 0 else 1.0
 
-    def shrunk(self) -> np.ndarray:
-        """The C above, `(n, n)`; the products are used up."""
+    def plain(self) -> np.ndarray:
+        """The S above, `(n, n)`."""
         mean = self.total / self.rows
         covariance = self.products / self.rows
         covariance -= np.outer(mean, mean)
-        share = self.shrinkage(covariance) * min(len(mean) / self.samples, 1.0)
+        return covariance
+
+    def shrunk(self) -> np.ndarray:
+        """The C above, `(n, n)`; the products are used up."""
+        covariance = self.plain()
+        n = len(covariance)
+        share = self.shrinkage(covariance) * min(n / self.samples, 1.0)
         self.products = np.zeros((0, 0))
-        level = share * float(np.trace(covariance)) / len(mean)
+        level = share * float(np.trace(covariance)) / n
         covariance *= 1 - share
-        covariance.flat[:: len(mean) + 1] += level
+        covariance.flat[:: n + 1] += level
         return covariance
 
 

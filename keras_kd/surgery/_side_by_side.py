@@ -179,10 +179,13 @@ class Walk:
             old, new = ([one[id(t)] for t in inner] for one in values)
             return self._through(operation, old, new, calls)
         self.visit(node, record, values, calls, nodes, outputs)
+        masks = _masks_of(node, values)
         old = _call(operation, node, values[0])
         same = all(values[0][id(t)] is values[1][id(t)] for t in node.arguments.keras_tensors)
         if self.alone or self._both is None or (same and not self._differs(self._both, record)):
             return old, old
+        for tensor, mask in masks:
+            tensor._keras_mask = mask
         return old, self._new(self._both, node, values[1])
 
     def _differs(self, rebuilt: Rebuilt, record: Record) -> bool:
@@ -198,6 +201,13 @@ class Walk:
         for layer in replacement.layers:
             given = [layer(x) for x in given]
         return [given]
+
+
+def _masks_of(node: Any, values: list[dict[int, Any]]) -> list[tuple[Any, Any]]:
+    """Tensors with masks that both networks read: attention takes a mask off what it has read."""
+    shared = [values[0][id(t)] for t in node.arguments.keras_tensors if values[0][id(t)] is values[1][id(t)]]
+    pairs = [(tensor, getattr(tensor, "_keras_mask", None)) for batches in shared for tensor in batches]
+    return [(tensor, mask) for tensor, mask in pairs if mask is not None]
 
 
 def _call(operation: Any, node: Any, values: dict[int, Any]) -> list[Any]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_kd.surgery import _analysis, _side_by_side
+from keras_kd.surgery import _analysis, _heads, _side_by_side
 from keras_kd.surgery._analysis import Analysis
 from keras_kd.surgery._rebuild import Rebuilt
 from keras_kd.surgery._refit import Refit, refit
@@ -19,9 +19,10 @@ class SurgeryReport(Report):
 
     Attributes:
         kept: for each layer of the old model through which channels pass, the indices of its output's channels that are still
-            there, in order: channel i of the new layer is channel `kept[layer][i]` of the old one.
+            there, in order: channel i of the new layer is channel `kept[layer][i]` of the old one. Heads of "attention" are under
+            "attention:heads".
         removed: for each layer that lost channels, their indices in the old layer's output; those that were asked for and those
-            that are tied to them.
+            that are tied to them. Heads as in `kept`.
         parameters: number of weights before.
         parameters_after: and after.
         refits: with data, what was done with the weights of each layer that read removed channels.
@@ -65,7 +66,7 @@ Removals = Mapping[str, Any]
 
 
 def remove_channels(model: Any, channels: Removals, *, data: Any = None, return_report: bool = False) -> Any:
-    """Removes channels from layers, with everything that is tied to them: a new, smaller model of the same layers.
+    """Removes channels from layers, and heads from attention, with all that is tied to them: a new, smaller model.
 
     Without data the kept weights stay as they are: what the layers read of a removed channel counts as 0 from then on. With data
     the layers that read removed channels are fitted, one after the other, to what they gave before:
@@ -81,14 +82,17 @@ def remove_channels(model: Any, channels: Removals, *, data: Any = None, return_
     samples, and the old weights stay where no fit is better there. All of this needs no labels and no gradients.
 
     Fitted are Dense, EinsumDense with equations like `"abc,cde->abde"`, convolutions, the pointwise half of separable ones, the
-    projections of multi-head attention and what recurrent layers read of their inputs. Transposed convolutions are fitted
+    projections of attention with heads, and what recurrent layers read of their inputs. Where heads go, z is what attention gives,
+    and a is what the kept heads give to its output projection. Transposed convolutions are fitted
     position by position, without their bias. Layers that are used several times are fitted on all their uses, on what the old
     network gives them.
 
     Args:
         model: a built Functional or Sequential model, nested ones included; for a Distiller, its student. It is not changed.
         channels: for names of layers, such as `"conv1"` or `"backbone/conv1"`, which channels of their output shall go: indices, or
-            a boolean mask that is True for them. Those that are tied to them (`find_groups`) go, too.
+            a boolean mask that is True for them. Those that are tied to them (`find_groups`) go, too. For attention with heads the
+            indices are those of heads, or, where only these can go, of channels of its output; where both can,
+            `"attention:heads"` and `"attention:output"` say which.
         data: inputs nested as the model takes them, or an iterable of batches `x` or `(x, y)`, such as a `tf.data.Dataset`; some
             hundreds to thousands of samples. What both networks hold of them at a time takes at most about 1 GB: further samples
             are not read.
@@ -115,6 +119,11 @@ def remove_channels(model: Any, channels: Removals, *, data: Any = None, return_
     (4, [1, 2, 4, 5])
     >>> report.refits[0].error_after <= report.refits[0].error_before
     True
+    >>> tokens = keras.Input((5, 8))
+    >>> x = keras.layers.MultiHeadAttention(4, 2, name="attention")(tokens, tokens)
+    >>> model = keras.Model(tokens, keras.layers.LayerNormalization()(x))
+    >>> keras_kd.surgery.remove_channels(model, {"attention": [1]}).get_layer("attention").num_heads
+    3
 
     Reference:
         He, Zhang, Sun: Channel Pruning for Accelerating Very Deep Neural Networks, 2017; Luo, Wu, Lin: ThiNet, 2017.
@@ -157,7 +166,7 @@ def chosen(found: Analysis, channels: Removals) -> set[int]:
     places = found.places()
     gone: set[int] = set()
     for name, wanted in channels.items():
-        atoms = places[_resolved(found, places, name)][1]
+        atoms = places[_meant(found, places, name)][1]
         indices = _indices(name, wanted, len(atoms))
         roots = found.roots[atoms[indices]]
         for index, root in zip(indices.tolist(), roots.tolist(), strict=True):
@@ -178,6 +187,30 @@ def _removable(found: Analysis) -> str:
         if any(root not in found.pinned for one in record.made.values() for root in found.roots[one].tolist())
     ]
     return ", ".join(names) or "none"
+
+
+def _meant(found: Analysis, places: Mapping[str, Any], name: Any) -> str:
+    """The place that a name means; of an attention layer its heads or its output, whichever can lose something.
+
+    Raises:
+        ValueError: for names that fit no place, or several.
+    """
+    asked = str(name).removesuffix(":output")
+    paths = [record.path for record in found.records.values() if _heads.heads_of(record) is not None]
+    several = [path for path in (*paths, *places) if path == asked] or [p for p in (*paths, *places) if p.split("/")[-1] == asked]
+    if len(set(several)) != 1 or several[0] not in paths:
+        return _resolved(found, places, name)
+    path = several[0]
+    if asked != name:
+        return _resolved(found, places, path)
+    both = [one for one in (_heads.place_of(path), path) if one in places]
+    free = [one for one in both if not found.pinned.keys() >= set(found.roots[places[one][1]].tolist())]
+    if len(free) > 1:
+        raise ValueError(
+            f'`channels` must say what of an attention layer goes. Received: "{name}", which may be "{name}:heads", or '
+            f'"{name}:output" for channels of what it gives.'
+        )
+    return (free or both)[0]
 
 
 def _resolved(found: Analysis, places: Mapping[str, Any], name: Any) -> str:

@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from keras_kd.surgery import _analysis
+from keras_kd.surgery import _analysis, _heads
 from keras_kd.surgery._analysis import Analysis
 
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Channels that can be removed one by one, each together with what is tied to it.
+    """Channels, or heads of attention, that can be removed one by one, each together with what is tied to it.
 
     Attributes:
         channels: their number.
@@ -20,7 +20,10 @@ class Group:
         carriers: paths of layers between with weights for each of them, such as normalisation and depthwise convolution.
         readers: paths of the layers that read them with a kernel, which becomes smaller.
         members: for each layer through which they pass, `(channels, n)`: which channels of its output each one is. n is above 1
-            where one becomes several (a Flatten after images) or several are tied.
+            where one becomes several (a Flatten after images) or several are tied. Heads of "attention" are under
+            "attention:heads".
+        axis: `"channels"`, or `"heads"`.
+        width: of heads, how many channels each of them gives to the output projection; 1 for channels.
     """
 
     channels: int
@@ -28,14 +31,16 @@ class Group:
     carriers: tuple[str, ...]
     readers: tuple[str, ...]
     members: dict[str, np.ndarray]
+    axis: str = "channels"
+    width: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
 class Pin:
-    """Channels that must stay.
+    """Channels, or heads of attention, that must stay.
 
     Attributes:
-        layer: path of the layer that makes them.
+        layer: path of the layer that makes them; of heads, with `:heads`.
         channels: their indices in its output.
         reason: why.
     """
@@ -60,13 +65,20 @@ class ChannelGraph:
     unknown: dict[str, str]
 
     def group_of(self, layer: str) -> Group:
-        """The first group whose channels a layer makes, or hands on.
+        """The first group whose channels a layer makes, or hands on; of attention, its heads.
+
+        Args:
+            layer: its path; with `:heads` or `:output` what of an attention layer is meant.
 
         Raises:
             ValueError: if none of its channels can go; the message says why.
         """
+        if layer.endswith(":output"):
+            layer, found = layer.removesuffix(":output"), [group for group in self.groups if group.axis == "channels"]
+        else:
+            found = list(self.groups)
         for where in ("makers", "members"):
-            for group in self.groups:
+            for group in found:
                 if layer in getattr(group, where):
                     return group
         reason = next((pin.reason for pin in self.pinned if pin.layer == layer), "")
@@ -82,12 +94,14 @@ class ChannelGraph:
         for heading in ("layers that make them", "channels", "carried by", "read by"):
             made.add_column(heading, justify="right" if heading == "channels" else "left", overflow="fold")
         for group in self.groups:
-            made.add_row(_shortened(group.makers), f"{group.channels:,}", _shortened(group.carriers), _shortened(group.readers))
+            count = f"{group.channels:,}" + " heads" * (group.axis == "heads")
+            made.add_row(_shortened(group.makers), count, _shortened(group.carriers), _shortened(group.readers))
         console = Console(width=160)
         with console.capture() as captured:
             console.print(made)
             for pin in self.pinned:
-                console.print(f"stays: {pin.layer} ({len(pin.channels)} channels): {pin.reason}", highlight=False, markup=False)
+                what = "heads" if pin.layer.endswith(":heads") else "channels"
+                console.print(f"stays: {pin.layer} ({len(pin.channels)} {what}): {pin.reason}", highlight=False, markup=False)
         return "\n".join(line.rstrip() for line in captured.get().splitlines())
 
     def plot(self, path: str | os.PathLike[str]) -> None:
@@ -103,7 +117,8 @@ def find_groups(model: Any) -> ChannelGraph:
     A channel is followed from the layer that makes it through everything that hands it on: normalisation, activations, pooling,
     sums and products (which tie channels of several layers), concatenation, reshaping (which makes one channel many features) up
     to the kernels that read it. Nested models are entered; a layer that is used several times has the same channels in all its
-    calls. What a layer does that is not one of Keras' own is never guessed: its channels stay, and it is listed.
+    calls. The heads of an attention layer are a group of their own. What a layer does that is not one of Keras' own is never
+    guessed: its channels stay, and it is listed.
 
     Args:
         model: a built Functional or Sequential model; for a Distiller, its student.
@@ -138,12 +153,14 @@ def describe(found: Analysis) -> ChannelGraph:
     """The groups of an analysis."""
     pins = []
     for record in found.records.values():
-        roots = [root for one in record.made.values() for root in found.roots[one].tolist()]
-        reasons: dict[str, list[int]] = {}
-        for index, root in enumerate(roots):
-            if root in found.pinned:
-                reasons.setdefault(found.pinned[root], []).append(index)
-        pins += [Pin(record.path, tuple(indices), reason) for reason, indices in reasons.items()]
+        heads = _heads.heads_of(record)
+        others = [root for one in record.made.values() if one is not heads for root in found.roots[one].tolist()]
+        for name, roots in ((_heads.place_of(record.path), found.rooted(heads).tolist()), (record.path, others)):
+            reasons: dict[str, list[int]] = {}
+            for index, root in enumerate(roots):
+                if root in found.pinned:
+                    reasons.setdefault(found.pinned[root], []).append(index)
+            pins += [Pin(name, tuple(indices), reason) for reason, indices in reasons.items()]
     return ChannelGraph(tuple(group for group, _ in groups_of(found)), tuple(pins), dict(found.unknown))
 
 
@@ -160,11 +177,23 @@ def groups_of(found: Analysis) -> list[tuple[Group, np.ndarray]]:
     for root in dict.fromkeys(made):
         if root not in found.pinned:
             families.setdefault((tuple(occurrences.get(root, ())), *(roles[role].get(root, ()) for role in roles)), []).append(root)
+    widths = _widths(found)
     groups = []
     for (where, makers, carriers, readers), members in families.items():
         table = {name: _indices(places[name], members, count) for name, count in where}
-        groups.append((Group(len(members), makers, carriers, readers, table), np.asarray(members)))
+        kind = ("heads", widths[members[0]]) if members[0] in widths else ("channels", 1)
+        groups.append((Group(len(members), makers, carriers, readers, table, *kind), np.asarray(members)))
     return groups
+
+
+def _widths(found: Analysis) -> dict[int, int]:
+    """For the roots of heads, how many channels each of them gives."""
+    widths = {}
+    for record in found.records.values():
+        roots, counts = np.unique(found.rooted(_heads.heads_of(record)), return_counts=True)
+        for root, count in zip(roots.tolist(), counts.tolist(), strict=True):
+            widths[root] = int(count * record.operation._output_dense.kernel.shape[1])
+    return widths
 
 
 def _roles(found: Analysis) -> dict[str, dict[int, tuple[str, ...]]]:

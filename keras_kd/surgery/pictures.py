@@ -13,7 +13,8 @@ def draw(graph: "ChannelGraph", path: str | os.PathLike[str]) -> None:
     from matplotlib.figure import Figure
 
     names = list(dict.fromkeys(name for group in graph.groups for name in (*group.makers, *group.carriers, *group.readers)))
-    names += [name for name in dict.fromkeys(pin.layer for pin in graph.pinned) if name not in names]
+    stay = list(dict.fromkeys(pin.layer.removesuffix(":heads") for pin in graph.pinned))
+    names += [name for name in stay if name not in names]
     rows = {name: row for row, name in enumerate(names)}
     figure = Figure(figsize=(max(6.0, 0.3 * len(graph.groups) + 4), max(3.0, 0.22 * len(names) + 1.5)), layout="constrained")
     FigureCanvasAgg(figure)
@@ -24,8 +25,8 @@ def draw(graph: "ChannelGraph", path: str | os.PathLike[str]) -> None:
         for role, color, marker in (("makers", "tab:blue", "s"), ("carriers", "0.5", "."), ("readers", "tab:orange", "v")):
             where = [rows[name] for name in getattr(group, role)]
             axes.scatter([column] * len(where), where, color=color, marker=marker, s=28, zorder=2)
-    for pin in graph.pinned:
-        axes.scatter([-1], [rows[pin.layer]], color="tab:red", marker="x", s=28, zorder=2)
+    for name in stay:
+        axes.scatter([-1], [rows[name]], color="tab:red", marker="x", s=28, zorder=2)
     for label, color, marker in (
         ("makes them", "tab:blue", "s"),
         ("carries them", "0.5", "."),

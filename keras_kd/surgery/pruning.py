@@ -1,6 +1,7 @@
 """Which channels go so that a budget holds? Criteria, allocation, and the work of the removed ones taken over."""
 
 import dataclasses
+import math
 import numbers
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -68,10 +69,11 @@ def prune_channels(
     verbose: Any = "auto",
     return_report: bool = False,
 ) -> Any:
-    """Removes channels until a budget holds: a new, smaller model.
+    """Removes channels, and heads of attention, until a budget holds: a new, smaller model.
 
-    Channels that are tied to each other (`find_groups`) go together. With `criterion="redundancy"` a channel costs what the outputs
-    lose when the kept channels stand for it as well as a linear map can, wherever it is read:
+    Channels that are tied to each other (`find_groups`) go together; of attention, whole heads, of which all that follows holds as
+    well. With `criterion="redundancy"` a channel costs what the outputs lose when the kept channels stand for it as well as a
+    linear map can, wherever it is read:
 
     ```
     cost of removing R = tr(E[g g'] Cov(x_R given the others))
@@ -92,16 +94,18 @@ def prune_channels(
             samples. The criteria `"redundancy"`, `"taylor"` and `"fisher"` need them, and so does `reconstruct`.
         labels: an entry for each sample, where `data` are arrays. `"taylor"` and `"fisher"` then take the gradients of the loss;
             without labels, and for `"redundancy"`, those of the outputs.
-        criterion: `"redundancy"`; `"magnitude"`: the L2 norm of the weights that make a channel; `"batch_norm"`: the scale of its
-            batch normalisation; `"taylor"`, `"fisher"`: first-order change of the loss when the channel is 0; or a function of the
-            model and a `Group` that gives a number for each of its channels, high ones to be kept.
+        criterion: `"redundancy"`; `"magnitude"`: the L2 norm of the weights that make a channel, or of all weights of a head;
+            `"batch_norm"`: the scale of its batch normalisation; `"taylor"`, `"fisher"`: first-order change of the loss when the
+            channel is 0; or a function of the model and a `Group` that gives a number for each of its channels, high ones to be
+            kept.
         scope: `"global"`: groups lose different shares. `"layer"`: all lose the same.
         reconstruct: where there are data, `"layers"`: layers that read removed channels are fitted to what they gave before, each
             by least squares; `"together"`: and then all layers take 30 epochs of gradient descent; True: for as many epochs, 5 to
             30, as 1e12 multiply-accumulates allow (some seconds to a minute), and for none with fewer than 256 samples; False: no
             fit.
-        round_to: the number of channels that a group keeps is a multiple of this, such as 8, if it loses any.
-        min_channels: each group keeps at least this many.
+        round_to: the number of channels that a group keeps is a multiple of this, such as 8, if it loses any. A head of attention
+            is as many as its values have.
+        min_channels: each group keeps at least this many, counted in the same way.
         loss: function or name, where `labels` are given and the usual one for them is not meant.
         verbose: 0 is silent; 1 or `"auto"` shows progress.
         return_report: whether to give a `PruningReport`, too.
@@ -126,7 +130,8 @@ def prune_channels(
 
     Reference:
         Martens, Grosse: Optimizing Neural Networks with Kronecker-factored Approximate Curvature, 2015; Wang et al.: EigenDamage,
-        2019; He, Zhang, Sun: Channel Pruning for Accelerating Very Deep Neural Networks, 2017.
+        2019; He, Zhang, Sun: Channel Pruning for Accelerating Very Deep Neural Networks, 2017; Michel, Levy, Neubig: Are Sixteen
+        Heads Really Better than One?, 2019 (`"taylor"` of heads).
     """
     model = _analysis.checked(model)
     _check_states(model)
@@ -306,8 +311,10 @@ class Planner:
 
     def _allocation(self, curves: list[np.ndarray], limits: Limits) -> Allocation:
         sizes = [len(roots) for _, roots in self.groups]
-        least = [min(self.min_channels, size) for size in sizes]
-        made = Allocation(self.costs, sizes, curves, limits, least, round_to=self.round_to, by_worth=self.by_worth)
+        widths = [group.width for group, _ in self.groups]
+        least = [min(-(-self.min_channels // width), size) for width, size in zip(widths, sizes, strict=True)]
+        steps = [self.round_to // math.gcd(self.round_to, width) for width in widths]
+        made = Allocation(self.costs, sizes, curves, limits, least, steps=steps, by_worth=self.by_worth)
         if not (made.greedy() if self.scope == "global" else made.even()):
             macs, parameters = made.smallest()
             known = [
@@ -320,9 +327,9 @@ class Planner:
             ]
             told = " and ".join(f"{name}={round(least):,} ({least / max(whole, 1):.1%})" for name, _, least, whole in known)
             given = ", ".join(f"{name}={round(value):,}" for name, value, _, _ in known)
-            steps = f", a multiple of {self.round_to}," if self.round_to > 1 else ""
+            multiple = f", a multiple of {self.round_to}," if self.round_to > 1 else ""
             raise ValueError(
-                f"The budget cannot be met by removing channels: with {self.min_channels}{steps} left in each group the smallest "
+                f"The budget cannot be met by removing channels: with {self.min_channels}{multiple} left in each group the smallest "
                 f"is {told}. Received: {given}. `find_groups(model)` says which channels stay and why."
             )
         return made

@@ -148,7 +148,8 @@ def kept_channels(model: Any) -> dict[str, np.ndarray]:
     """Which channels of the original model does each layer of a model have that surgery made?
 
     Channel i of what a layer gives is channel `kept_channels(model)[layer][i]` of what the layer of that path gives in the model
-    that the first surgery was on. Layers that surgery put in the place of others are not there.
+    that the first surgery was on. Heads of "attention" are under "attention:heads". Layers that surgery put in the place of others
+    are not there.
 
     It is known as long as the model is in memory: neither a Keras file nor `keras.models.clone_model` has a place for it. Keep
     these indices beside the file, and hand them to `transfer_weights(channels=...)` and to `teacher_channels` of the losses.

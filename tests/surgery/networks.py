@@ -170,7 +170,11 @@ class Builder:
         y = L.Dense(6)(y)
         kind = self.pick(["heads", "plain", "additive", "matmul"])
         if kind == "heads":
-            y = L.MultiHeadAttention(2, 3)(y, L.Dense(5)(y))
+            layer = self.pick(
+                [L.MultiHeadAttention(3, 3), L.MultiHeadAttention(3, 2, 4, use_bias=False), L.GroupQueryAttention(2, 4, 2)]
+            )
+            others = L.Dense(6 if isinstance(layer, L.GroupQueryAttention) else 5)(y)
+            y = layer(y, others, use_causal_mask=bool(self.pick([True, False])))
         elif kind == "matmul":
             weights = keras.ops.softmax(keras.ops.matmul(L.Dense(5)(y), keras.ops.transpose(L.Dense(5)(y), (0, 2, 1))))
             y = keras.ops.matmul(weights, y)
@@ -199,19 +203,50 @@ def random_network(seed, steps=5):
     return randomize(keras.Model([image, words], outputs), seed)
 
 
+def random_transformer(seed):
+    """Two or three blocks of attention, to the same tokens and to others, and feed-forward layers, with random weights."""
+    build = Builder(seed)
+    pick, width = build.pick, int(build.pick([6, 8]))
+
+    def attention(x, others):
+        heads, options = int(pick([2, 3, 4])), {"use_bias": bool(pick([True, False])), "dropout": float(pick([0.0, 0.1]))}
+        if others.shape[-1] != width or pick([True, False]):
+            layer = L.MultiHeadAttention(heads, int(pick([2, 3])), pick([None, 4]), **options)
+        else:
+            layer = L.GroupQueryAttention(2, heads * int(pick([1, 2])), heads, **options)
+        mask = pick([None, np.tril(np.ones((1, 7, others.shape[1]), bool))])
+        return layer(x, others, pick([None, others * 0.5]), attention_mask=mask, use_causal_mask=bool(pick([True, False])))
+
+    def block(x, others):
+        norm = pick([L.LayerNormalization, L.RMSNormalization, lambda: L.Activation("tanh")])
+        x = L.Add()([x, attention(norm()(x), others)])
+        y = L.Dense(10, activation=pick(["gelu", "relu"]))(norm()(x))
+        return L.Add()([x, L.Dense(width)(y)])
+
+    first, second = keras.Input((7, 5), name="first"), keras.Input((4, 3), name="second")
+    x, others = L.Dense(width)(first), L.Dense(int(pick([5, width])), activation="relu")(second)
+    x = block(x, x)
+    if pick([True, False]):
+        inside, beside = keras.Input(x.shape[1:]), keras.Input(others.shape[1:])
+        x = keras.Model([inside, beside], block(inside, beside))([x, others])
+    x = block(x, others)
+    return randomize(keras.Model([first, second], L.Dense(3)(L.GlobalAveragePooling1D()(x))), seed)
+
+
 def masked(rebuilt: Rebuilt, x):
     """What the old model gives if every channel that is gone counts as 0 wherever it is read."""
     found = rebuilt.found
-    recurrent = []
+    inside = []  # what is read inside of a layer: a unit reads the others, too, and an output projection reads heads
     for record in found.records.values():
+        output = getattr(record.operation, "_output_dense", None)
         for variable in getattr(record.operation, "variables", ()):
             axes = found.records[id(record.operation)].weights.get(id(variable))
-            if variable.name == "recurrent_kernel" and axes is not None:  # a unit reads the others, too
-                recurrent.append((variable, np.asarray(variable)))
+            if axes is not None and (variable.name == "recurrent_kernel" or variable is getattr(output, "kernel", None)):
+                inside.append((variable, np.asarray(variable)))
                 keep = rebuilt.keep[axes[0]]
-                variable.assign(np.asarray(variable) * keep[:, None])
+                variable.assign(np.asarray(variable) * keep.reshape([-1] + [1] * (len(axes) - 1)))
     given = _run(rebuilt, found.model, keras.tree.flatten(x))
-    for variable, value in recurrent:
+    for variable, value in inside:
         variable.assign(value)
     return given
 
@@ -240,13 +275,15 @@ def random_channels(model, seed, share=0.3):
     found = _analysis.analyse(model)
     chosen = {}
     for record in found.records.values():
-        for atoms in record.made.values():
+        for what, atoms in record.made.items():
             roots = found.roots[atoms]
             free = np.asarray([root for root in np.unique(roots) if root not in found.pinned])
-            if len(free) > 1 and record.path in found.places():
+            place = f"{record.path}:heads" if what == "heads" else record.path
+            if len(free) > 1 and place in found.places():
                 gone = rng.choice(free, max(1, int(share * len(free))), replace=False)
-                channels = found.places()[record.path][1]
-                wanted = chosen | {record.path: np.flatnonzero(np.isin(found.roots[channels], gone))}
+                channels = found.places()[place][1]
+                name = f"{place}:output" if "heads" in record.made and what != "heads" else place
+                wanted = chosen | {name: np.flatnonzero(np.isin(found.roots[channels], gone))}
                 with contextlib.suppress(ValueError):  # together they would leave a layer without channels
                     surgery_channels.chosen(found, wanted)
                     chosen = wanted

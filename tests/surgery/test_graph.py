@@ -155,7 +155,11 @@ def test_attention_reads_channels_and_makes_new_ones():
     x = L.Dense(8, name="embed")(tokens)
     x = L.MultiHeadAttention(2, 4, name="attention")(x, x)
     graph = find_groups(keras.Model(tokens, L.Dense(2, name="head")(x)))
-    assert [(group.makers, group.readers) for group in graph.groups] == [(("embed",), ("attention",)), (("attention",), ("head",))]
+    assert [(group.axis, group.makers, group.readers) for group in graph.groups] == [
+        ("channels", ("embed",), ("attention",)),
+        ("heads", ("attention",), ("attention",)),
+        ("channels", ("attention",), ("head",)),
+    ]
 
 
 def test_recurrent_units_are_their_own_readers():

@@ -1,0 +1,112 @@
+"""What does each command do? Loads, calls the library, and prints."""
+
+import argparse
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+from keras_kd.cli import _files
+
+
+def demo(options: argparse.Namespace) -> None:
+    """Teacher, students, files: compared."""
+    from keras_kd import demo as demonstration
+
+    small = options.dataset == "digits"
+    settings = demonstration.Settings(
+        dataset=options.dataset,
+        epochs=options.epochs or (60 if small else 20),
+        teacher_epochs=25 if small else 6,
+        seeds=options.seeds,
+        seed=options.seed,
+    )
+    demonstration.run(settings, options.out, verbose=not options.quiet)
+
+
+def inspect(options: argparse.Namespace) -> None:
+    """A profile, and with data a linear analysis."""
+    from keras_kd import analysis, profile
+
+    model = _files.load_model(options.model, unsafe=options.unsafe)
+    x, y = (None, None) if options.data is None else _files.load_data(options.data, model)
+    found = profile.profile(model, data=x)
+    report = None if x is None else analysis.linear_analysis(model, x, y, verbose=0 if options.json else "auto")
+    if options.json:
+        _print_json({"profile": found.as_dict()} | ({} if report is None else {"linear_analysis": report.as_dict()}))
+        return
+    print(found)
+    if report is not None:
+        print(f"\n{report}")
+
+
+def compare(options: argparse.Namespace) -> None:
+    """A table, JSON or a page of several files."""
+    from keras_kd import report
+
+    subjects: dict[str, Any] = {}
+    for word in options.models:
+        name, found, path = word.partition("=")
+        name, path = (name, path) if found else (pathlib.Path(word).stem, word)
+        if name in subjects:  # student.keras beside student.tflite
+            name = pathlib.Path(path).name
+        if name in subjects:
+            raise ValueError(f'Every model needs a name of its own: name=path gives one. Received twice: "{name}".')
+        is_file = pathlib.Path(path).suffix == ".tflite"
+        subjects[name] = path if is_file else _files.load_model(path, unsafe=options.unsafe)
+    models = [one for one in subjects.values() if not isinstance(one, str)]
+    x, y = _files.load_data(options.data, models[0] if models else None)
+    found = report.compare(subjects, x, y, verbose=0 if options.json else "auto")
+    if options.html:
+        found.to_html(options.html)
+    print(found.to_json() if options.json else found)
+
+
+def prune(options: argparse.Namespace) -> None:
+    """A smaller model in a file."""
+    from keras_kd import surgery
+
+    model = _files.load_model(options.model, unsafe=options.unsafe)
+    target = _files.target(options.out, ".keras")
+    x, y = _files.load_data(options.data, model)
+    smaller, report = surgery.prune_channels(
+        model,
+        macs=options.macs,
+        parameters=options.parameters,
+        latency=options.latency,
+        data=x,
+        labels=y if options.criterion in ("taylor", "fisher") else None,
+        criterion=options.criterion,
+        round_to=options.round_to,
+        verbose=0 if options.json else "auto",
+        return_report=True,
+    )
+    _files.save(smaller, target)
+    if options.json:
+        kept = {name: indices.tolist() for name, indices in report.kept.items()}
+        numbers = ("macs", "macs_after", "parameters", "parameters_after", "note")
+        _print_json({"path": str(target), "kept": kept} | {name: getattr(report, name) for name in numbers})
+        return
+    print(report)
+    print(f"written: {target}")
+
+
+def export(options: argparse.Namespace) -> None:
+    """A LiteRT file."""
+    from keras_kd import export as exporting
+
+    model = _files.load_model(options.model, unsafe=options.unsafe)
+    target = _files.target(options.out, ".tflite")
+    x = None if options.data is None else _files.load_data(options.data, model)[0]
+    report = exporting.to_litert(model, target, quantization=options.quantization, representative_data=x)
+    if options.json:
+        _print_json({**dataclasses.asdict(report), "path": str(report.path)})
+        return
+    print(
+        f"{report.path}: {report.quantization}, {report.size:,} bytes ({report.gzip_size:,} after gzip); {report.agreement:.1%} of "
+        f"{report.samples:,} samples agree with the model, largest difference {report.max_difference:.2g}"
+    )
+
+
+def _print_json(content: Any) -> None:
+    print(json.dumps(content, indent=1))

@@ -1,0 +1,404 @@
+"""Which road to a small file is best for this model? Cuts, thins, distils and quantises, measures each file, and keeps the best."""
+
+import hashlib
+import json
+import math
+import numbers
+import pathlib
+import re
+import shutil
+import tempfile
+import time
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_kd import _files, export, losses, report
+from keras_kd._progress import check_verbose
+from keras_kd.callbacks import Quantization
+from keras_kd.compression._data import Data
+from keras_kd.compression._strategies import WAYS
+from keras_kd.compression.results import Attempt, Compression
+from keras_kd.distiller import Distiller
+
+_UNITS = {"": 1, "b": 1, "kb": 1000, "mb": 1_000_000, "kib": 1024, "mib": 1 << 20}
+_PROBES = 5  # files until the share of a strategy is found
+_CLOSE = 0.93  # of the budget: nearer is not looked for
+_LEAST_TOGETHER = 256
+_STATE = "compression.json"
+
+
+def compress(
+    model: Any,
+    data: Any,
+    labels: Any = None,
+    *,
+    budget: int | str,
+    validation_data: Any = None,
+    max_trials: int = 6,
+    max_minutes: float | None = None,
+    epochs: int = 5,
+    batch_size: int = 64,
+    learning_rate: float = 1e-3,
+    loss: Any = None,
+    folder: Any = None,
+    seed: int = 0,
+    verbose: Any = "auto",
+) -> Compression:
+    """Makes a model fit into a file of so many bytes, in integers of 8 bits, and loses as little as it can.
+
+    First without training: the whole model in integers, and, cut to the budget, fewer channels, thinner layers, and both. What is
+    cut is fitted to what the model gives (`surgery`). Then trials: the candidates, the best one first, are distilled from the model
+    in quantization-aware training; trials that are left go on with the best one, at a lower learning rate. Every file is run in the
+    LiteRT interpreter on the validation data, and the best one within the budget is what you get, trained or not.
+
+    With a `folder` everything is kept there. The same call goes on where a former one was interrupted; with a larger `max_trials`
+    it does more of them.
+
+    Args:
+        model: a built Functional or Sequential model, trained; for a Distiller, its student. It is not changed.
+        data: training inputs, nested as the model takes them, or batches `x` or `(x, y)` that can be read again, such as a
+            `tf.data.Dataset`.
+        labels: an entry for each sample, where `data` are arrays. Without any, the model's outputs are what is learned, and what
+            files are measured by.
+        budget: bytes of the file: a number, or text such as "100KB" (1000 bytes), "100KiB" (1024), "1.5MB".
+        validation_data: `(x, y)`, `x` or batches, which the choice is made by: what you report should be measured on others. None
+            holds out a tenth of the arrays.
+        max_trials: at most so many trainings; 0 is none.
+        max_minutes: no training goes on after so many minutes. None: no limit.
+        epochs: of each training.
+        batch_size: where `data` are arrays.
+        learning_rate: Adam's, which falls to 0 along a cosine.
+        loss: supervised loss, beside the distillation, where there are labels. None takes that the model was compiled with;
+            without either, only the distillation counts.
+        folder: where to keep candidates, files and the state; made if it is not there. None: a temporary one, and the file goes
+            with it as soon as nobody holds the result.
+        seed: of the split, the order of the data, and what is random in layers.
+        verbose: 0 is silent; 1 or "auto" says what is done, and what came of it.
+
+    Returns:
+        A `Compression`: the model, the file, and all attempts.
+
+    Raises:
+        TypeError: if `model` is no Keras model, or an argument of another type.
+        ValueError: if nothing fits the budget: the message names the smallest file that was made; for subclassed models, arguments
+            out of range, data that do not fit, and a folder of another compression.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(64, activation="relu"), keras.layers.Dense(3)])
+    >>> x = np.random.default_rng(0).normal(size=(300, 8)).astype("float32")
+    >>> found = keras_kd.compress(model, x, budget="2500B", max_trials=1, epochs=1, folder=tmp_path / "small", verbose=0)
+    >>> found.best.size <= 2500, found.path.name
+    (True, 'model.tflite')
+    """
+    check_verbose(verbose)
+    _check(max_trials, max_minutes, epochs, batch_size, learning_rate)
+    model = _checked(model)
+    held = Data(data, labels, validation_data, batch_size, seed)
+    settings = {
+        "budget": bytes_of(budget),
+        "epochs": epochs,
+        "learning_rate": learning_rate,
+        "batch_size": batch_size,
+        "seed": seed,
+    }
+    work = _Work(model, held, settings, _loss_of(model, loss, held), folder, verbose)
+    try:
+        work.cut()
+        work.train(max_trials, max_minutes)
+    except KeyboardInterrupt:
+        if folder is not None:
+            work.say(f"interrupted: what was done is kept in {work.folder}, and the same call goes on from there")
+        raise
+    return work.result()
+
+
+def bytes_of(budget: Any) -> int:
+    """A number of bytes.
+
+    Args:
+        budget: the number, or text with a unit.
+
+    Raises:
+        TypeError: if it is neither.
+        ValueError: if it is not above 0, or the unit is not known.
+    """
+    if isinstance(budget, str):
+        parts = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-zA-Z]*)\s*", budget)
+        if parts is None or parts[2].lower() not in _UNITS:
+            raise ValueError(f'`budget` must be bytes, as 100000, "100KB", "98KiB" or "1.5MB". Received: budget="{budget}".')
+        budget = float(parts[1]) * _UNITS[parts[2].lower()]
+    if isinstance(budget, bool) or not isinstance(budget, numbers.Real):
+        raise TypeError(f'`budget` must be a number of bytes, or text such as "100KB". Received: budget={budget!r}.')
+    if not 1 <= float(budget) < math.inf:
+        raise ValueError(f"`budget` must be at least 1 byte. Received: budget={budget!r}.")
+    return int(float(budget))
+
+
+def _check(max_trials: Any, max_minutes: Any, epochs: Any, batch_size: Any, learning_rate: Any) -> None:
+    for name, value, least in (("max_trials", max_trials, 0), ("epochs", epochs, 1), ("batch_size", batch_size, 1)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"`{name}` must be a whole number of at least {least}. Received: {name}={value!r}.")
+    for name, value in (("max_minutes", max_minutes), ("learning_rate", learning_rate)):
+        if value is None and name == "max_minutes":
+            continue
+        if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 < float(value) < math.inf:
+            raise ValueError(f"`{name}` must be a number above 0. Received: {name}={value!r}.")
+
+
+def _checked(model: Any) -> Any:
+    from keras_kd.surgery import find_groups
+
+    model = getattr(model, "student", model)
+    find_groups(model)  # says what is wrong with models that surgery refuses
+    return model
+
+
+def _loss_of(model: Any, loss: Any, data: Data) -> Any:
+    if loss is not None and not data.has_labels:
+        raise ValueError("`labels` must be given with `loss`. Received: labels=None.")
+    return (loss if loss is not None else getattr(model, "loss", None)) if data.has_labels else None
+
+
+class _Work:
+    """One compression: its folder, and what is known so far."""
+
+    def __init__(self, model: Any, data: Data, settings: dict[str, Any], loss: Any, folder: Any, verbose: Any) -> None:
+        self.model, self.data, self.settings, self.loss = model, data, settings, loss
+        self.budget: int = settings["budget"]
+        self.verbose = verbose
+        self.began = time.monotonic()
+        self._temporary = tempfile.TemporaryDirectory() if folder is None else None
+        self.folder = pathlib.Path(self._temporary.name if self._temporary else folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.state = self._begun()
+        if not self.state["original"]:
+            file = self.folder / "original.tflite"
+            size = export.to_litert(model, file, quantization="float32").size
+            row, self.state["what"], self.state["task"] = self._measured(file)
+            self.state["original"] = {"size": size, "score": row}
+            self._keep()
+        known = self.state["original"]
+        self.say(f"original, float32: {known['size']:,} bytes, {self.state['what']} {known['score']:.4f}")
+
+    # What is kept
+
+    def _begun(self) -> dict[str, Any]:
+        """The state of the folder, or a new one."""
+        digest = hashlib.sha256(json.dumps([self.model.get_config()], default=str, sort_keys=True).encode())
+        for value in [
+            *self.model.get_weights(),
+            *keras.tree.flatten(self.data.validation),
+            *keras.tree.flatten(self.data.calibration),
+        ]:
+            digest.update(np.ascontiguousarray(value if value is not None else 0).tobytes())
+        settings = self.settings | {"content": digest.hexdigest()}
+        path = self.folder / _STATE
+        if not path.exists():
+            return {"settings": settings, "original": None, "what": "", "task": "", "attempts": {}}
+        found: dict[str, Any] = json.loads(path.read_text())
+        different = [name for name in settings if settings[name] != found["settings"].get(name)]
+        if different:
+            raise ValueError(
+                f'`folder` must be new, or that of the same compression. Received: "{self.folder}", which was begun with another '
+                f"{' and '.join('model or data' if name == 'content' else name for name in different)}. Take another folder, or "
+                "delete it."
+            )
+        return found
+
+    def _keep(self) -> None:
+        _files.write_atomically(self.folder / _STATE, json.dumps(self.state, indent=1).encode())
+
+    def say(self, text: str) -> None:
+        """Prints a line."""
+        if self.verbose:
+            print(f"[{time.monotonic() - self.began:6.0f} s] {text}", flush=True)
+
+    @property
+    def attempts(self) -> dict[str, Attempt]:
+        """By key: the files of an attempt have it as their name."""
+        return {key: Attempt(**one) for key, one in self.state["attempts"].items()}
+
+    # Without training
+
+    def cut(self) -> None:
+        """The whole model in integers, and each strategy at the largest share whose file is within the budget."""
+        whole = self._attempt("whole", "int8", 1.0, lambda: self.model)
+        if whole.fits or not whole.size:
+            return
+        for name, way in WAYS.items():
+            key = name.replace(" ", "_")
+            if key not in self.state["attempts"]:
+                share = self._share(name, whole)
+                self._attempt(key, name, share, lambda way=way, share=share: self._cut(way, share, True))
+
+    def _cut(self, way: Any, share: float, together: bool) -> Any:
+        enough = len(keras.tree.flatten(self.data.calibration)[0]) >= _LEAST_TOGETHER
+        return way(self.model, share, self.data.calibration, together and enough)
+
+    def _share(self, name: str, whole: Attempt) -> float:
+        """The largest share whose file is within the budget, near enough; files are nearly linear in the weights."""
+        low, high = 0.0, 1.0
+        share = min(0.95 * self.budget / whole.size, 0.98)
+        best = 0.0
+        for _ in range(_PROBES):
+            try:
+                probe = self._cut(WAYS[name], share, False)
+                size = self._quantised(probe, self.folder / "probe.tflite")[0]
+            except (ValueError, RuntimeError):  # cannot be cut so far
+                low = share
+                share = (low + high) / 2
+                continue
+            if size <= self.budget:
+                best, low = share, share
+                if size >= _CLOSE * self.budget:
+                    break
+            else:
+                high = share
+            guess = share * self.budget / size * (0.98 if size > self.budget else 1.0)
+            share = guess if low < guess < high else (low + high) / 2
+        (self.folder / "probe.tflite").unlink(missing_ok=True)
+        return best or max(low, 0.01)
+
+    def _attempt(self, key: str, name: str, share: float, make: Any) -> Attempt:
+        """Makes a model without training, and measures its file."""
+        if key in self.state["attempts"]:
+            return self.attempts[key]
+        began, parameters = time.monotonic(), 0
+        try:
+            made = make()
+            parameters = made.count_params()
+            if made is not self.model:
+                made.save(self.folder / f"{key}.keras")
+            size, quantised = self._quantised(made, self.folder / f"{key}.tflite")
+            quantised.save(self.folder / f"{key}.int8.keras")
+            found = self._record(key, name, share, 0, size, parameters, began)
+        except (ValueError, RuntimeError) as error:
+            found = self._record(key, name, share, 0, 0, parameters, began, note=str(error).splitlines()[0])
+        return found
+
+    def _quantised(self, model: Any, path: pathlib.Path) -> tuple[int, Any]:
+        """The size of the file of a model in integers, after its ranges were measured; and the model that computes the same."""
+        quantised = Quantization(calibration_data=self.data.calibration).quantize(model)
+        return export.to_litert(quantised, path, check_data=self.data.calibration, min_agreement=0.0).size, quantised
+
+    def _record(
+        self, key: str, name: str, share: float, epochs: int, size: int, parameters: int, began: float, note: str = ""
+    ) -> Attempt:
+        score = self._measured(self.folder / f"{key}.tflite")[0] if size else 0.0
+        seconds = round(time.monotonic() - began, 1)
+        fits = 0 < size <= self.budget
+        self.state["attempts"][key] = vars(Attempt(name, share, epochs, size, score, parameters, seconds, fits, note))
+        self._keep()
+        over = "" if fits else f", {size - self.budget:,} bytes over the budget"
+        self.say(f"{name}: {note}" if note else f"{name}: {size:,} bytes{over}, {self.state['what']} {score:.4f}")
+        return self.attempts[key]
+
+    def _measured(self, path: pathlib.Path) -> tuple[float, str, str]:
+        """Score of a file, what it is, and the task."""
+        x, y = self.data.validation
+        files = {"original": self.folder / "original.tflite", "this": path}
+        found = report.compare(files, x, y, latency=False, verbose=0)
+        row = found["this"]
+        if row.accuracy is not None:
+            return row.accuracy, "accuracy", found.task
+        if y is not None and row.loss is not None:
+            return -row.loss, "minus the mean squared error", found.task
+        return row.agreement if row.agreement is not None else 0.0, "agreement", found.task
+
+    # Training
+
+    def train(self, max_trials: int, max_minutes: float | None) -> None:
+        """Distils candidates, the best one first, and then the best one again."""
+        deadline = math.inf if max_minutes is None else self.began + 60 * max_minutes
+        while True:
+            attempts = self.attempts
+            done = [key for key, one in attempts.items() if one.epochs]
+            within = sorted((key for key, one in attempts.items() if one.fits), key=lambda key: -attempts[key].score)
+            new = [key for key in within if not attempts[key].epochs and f"{key}_trained" not in attempts]
+            left = new or [key for key in within if attempts[key].epochs and f"{key}_again" not in attempts]
+            if len(done) >= max_trials or not left or time.monotonic() >= deadline:
+                return
+            self._train(left[0], again=not new, deadline=deadline)
+
+    def _train(self, key: str, *, again: bool, deadline: float) -> None:
+        began, former = time.monotonic(), self.attempts[key]
+        rate = self.settings["learning_rate"] * (0.3 if again else 1.0)
+        epochs = self.settings["epochs"]
+        target = f"{key}_trained" if not again else f"{key}_again"
+        self.say(f"{former.name}: distilling for {epochs} epochs at a learning rate of {rate:.2g}")
+        path = self.folder / f"{key}.keras"
+        student = keras.models.clone_model(self.model) if not path.exists() else keras.saving.load_model(path, compile=False)
+        if not path.exists():
+            student.set_weights(self.model.get_weights())
+        keras.utils.set_random_seed(self.settings["seed"] + len(self.attempts))
+        quantization = self._fit(student, rate, epochs, deadline)
+        name = f"{former.name}, trained" if not again else f"{former.name} again"
+        try:
+            quantised = quantization.quantized_model()
+            size = export.to_litert(
+                quantised, self.folder / f"{target}.tflite", check_data=self.data.calibration, min_agreement=0.0
+            ).size
+            student.save(self.folder / f"{target}.keras")
+            quantised.save(self.folder / f"{target}.int8.keras")
+        except (ValueError, RuntimeError) as error:
+            self._record(target, name, former.share, epochs, 0, former.parameters, began, note=str(error).splitlines()[0])
+            return
+        self._record(target, name, former.share, former.epochs + epochs, size, former.parameters, began)
+
+    def _fit(self, student: Any, rate: float, epochs: int, deadline: float) -> Quantization:
+        kd = {"classes": losses.KDLoss(temperature=4.0), "binary": losses.KDLoss(activation="sigmoid")}
+        teaches = kd.get(self.state["task"]) or keras.losses.MeanSquaredError()
+        weight = 0.3 if self.loss is not None else 0.0
+        distiller = Distiller(self.model, student, teaches, student_loss_weight=weight)
+        steps = epochs * self.data.steps()
+        rates = keras.optimizers.schedules.CosineDecay(rate, steps)
+        distiller.compile(keras.optimizers.Adam(rates), self.loss)
+        quantization = Quantization()
+        distiller.fit(**self.data.fit_arguments(), epochs=epochs, verbose=0, callbacks=[quantization, _Until(deadline)])
+        return quantization
+
+    def result(self) -> Compression:
+        """The best attempt within the budget.
+
+        Raises:
+            ValueError: if there is none.
+        """
+        attempts = self.attempts
+        within = {key: one for key, one in attempts.items() if one.fits}
+        known = self.state["original"]
+        if not within:
+            made = [one for one in attempts.values() if one.size]
+            least = min(made, key=lambda one: one.size) if made else None
+            told = "No file could be made: " + "; ".join(one.note for one in attempts.values())
+            if least is not None:
+                more = least.size - self.budget
+                told = f'The smallest file that was made has {least.size:,} bytes ("{least.name}"), {more:,} too many'
+            raise ValueError(f"`budget` must be one that can be met. Received: {self.budget:,} bytes. {told}.")
+        key = max(within, key=lambda one: within[one].score)
+        target = self.folder / "model.tflite"
+        shutil.copyfile(self.folder / f"{key}.tflite", target)
+        model = keras.saving.load_model(self.folder / f"{key}.int8.keras", compile=False)
+        shutil.copyfile(self.folder / f"{key}.int8.keras", self.folder / "model.keras")
+        found = Compression(
+            model, target, within[key], tuple(attempts.values()), self.budget, known["score"], known["size"], self.state["what"]
+        )
+        found.__dict__["_folder"] = self._temporary  # a temporary folder lives as long as the result
+        _files.write_atomically(self.folder / "report.json", found.to_json().encode())
+        self.say(f"chosen: {found.best.name}, {found.best.size:,} bytes, {found.what} {found.best.score:.4f}")
+        return found
+
+
+class _Until(keras.callbacks.Callback):
+    """Ends a training in time; what it has reached by then is measured."""
+
+    def __init__(self, deadline: float) -> None:
+        super().__init__()
+        self.deadline = deadline
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Looks at the clock."""
+        if time.monotonic() >= self.deadline:
+            self.model.stop_training = True
