@@ -329,8 +329,8 @@ class Planner:
             given = ", ".join(f"{name}={round(value):,}" for name, value, _, _ in known)
             multiple = f", a multiple of {self.round_to}," if self.round_to > 1 else ""
             raise ValueError(
-                f"The budget cannot be met by removing channels: with {self.min_channels}{multiple} left in each group the smallest "
-                f"is {told}. Received: {given}. `find_groups(model)` says which channels stay and why."
+                f"The budget cannot be met by removing channels: with {self.min_channels}{multiple} left in each group the "
+                f"smallest is {told}. Received: {given}. `find_groups(model)` says which channels stay and why."
             )
         return made
 
