@@ -56,7 +56,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "magnitude": {"criterion": "magnitude"},
 }
 TUNED = ("redundancy", "magnitude")
-COMPARED = {"redundancy": tuple(FITS), "magnitude": tuple(FITS), "fisher": ("refit", "weights")}  # the others: refitted only
+COMPARED = {"redundancy": tuple(FITS), "magnitude": ("refit", "weights")}  # at all shares; the others, refitted, where it is tuned
+TUNED_SHARES = (0.7, 0.5, 0.25)
 ROAD = "channels to half, then factorize"
 
 
@@ -140,7 +141,9 @@ def cut(teacher: keras.Model, method: str, share: float, fit: str, images: np.nd
 
 def runs_at(share: float) -> list[tuple[str, str]]:
     """Which methods are tried, and how their channels are fitted, at a share of the multiply-accumulates."""
-    runs = [(method, fit) for method in METHODS for fit in COMPARED.get(method, ("refit",))]
+    runs = [(method, fit) for method, fits in COMPARED.items() for fit in fits]
+    if share in TUNED_SHARES:
+        runs += [("magnitude", "together"), *((method, "refit") for method in METHODS if method not in COMPARED)]
     return runs + [(ROAD, fit) for fit in ("together", "refit")] * (share < 0.5)
 
 
@@ -193,7 +196,7 @@ def run_tuning() -> dict[str, Any]:
     order = [(0.25, "redundancy", "together", "distilled")]
     order += [
         (share, m, fit, how)
-        for share in (0.25, 0.5, 0.7)
+        for share in sorted(TUNED_SHARES)
         for m in TUNED
         for fit in ("together", "weights")
         for how in ("distilled", "fine-tuned")
@@ -302,7 +305,7 @@ def section(result: dict[str, Any]) -> str:
         for fit in ("together", "weights")
         for how in ("distilled", "fine-tuned")
     }
-    return text + "\n\n" + table("points lost after five epochs", (0.7, 0.5, 0.25), tuned, result) if result["tuning"] else text
+    return text + "\n\n" + table("points lost after five epochs", TUNED_SHARES, tuned, result) if result["tuning"] else text
 
 
 def table(title: str, shares: tuple[float, ...], rows: dict[str, str], result: dict[str, Any]) -> str:
