@@ -37,6 +37,7 @@ from keras_kd import export, profile, surgery
 ROOT = pathlib.Path(__file__).parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "surgery.json"
 PICTURE = RESULT.with_suffix(".png")
+LATENCY_PICTURE = RESULT.with_name("surgery_latency.png")
 PAGE = ROOT / "docs" / "surgery.md"
 MARKERS = ("<!-- surgery:begin -->", "<!-- surgery:end -->")
 CACHE = ROOT / "runs" / "surgery"
@@ -350,6 +351,22 @@ def draw(curves: dict[str, Any], lost: dict[str, Any]) -> None:
     drawing.savefig(PICTURE, dpi=150)
 
 
+def draw_latency(latency: dict[str, dict[str, float]]) -> None:
+    """Time of one inference over multiply-accumulates, both as shares of the original's."""
+    from matplotlib import figure
+
+    drawing = figure.Figure((4.8, 4.2), layout="constrained")
+    axes = drawing.add_subplot()
+    shares = [100 * float(share) for share in latency]
+    axes.plot([0, 100], [0, 100], "--", color="#4c566a", linewidth=1, label="in proportion")
+    axes.plot(shares, [100 * one["ratio"] for one in latency.values()], "-o", color="#2e7d6b", markersize=4, label="measured")
+    axes.set(xlabel="multiply-accumulates left, %", ylabel="time of one inference, %", xlim=(0, 105), ylim=(0, 105))
+    axes.set_title(f"LiteRT, float32, 1 thread; all is {latency['1.0']['milliseconds']:.2f} ms", fontsize=10)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, fontsize=8)
+    drawing.savefig(LATENCY_PICTURE, dpi=150)
+
+
 def show(result: dict[str, Any]) -> None:
     """A table of the points lost, and the verdicts."""
     table = rich.table.Table("run", "points lost", "most", "seeds")
@@ -395,6 +412,8 @@ def main() -> int:
     }
     RESULT.write_text(json.dumps(result, indent=1) + "\n")
     draw(curves, lost)
+    if latency:
+        draw_latency(latency)
     write_table(result)
     show(result)
     return 0

@@ -26,7 +26,7 @@ from keras_kd.mutual import MutualDistiller
 from keras_kd.recording import Recording, record_teacher
 
 if TYPE_CHECKING:
-    from keras_kd import analysis, compression, report, surgery
+    from keras_kd import analysis, compression, report, surgery, tuner
     from keras_kd.compression import compress
 
 __all__ = [
@@ -51,9 +51,10 @@ __all__ = [
     "schedules",
     "surgery",
     "teachers",
+    "tuner",
 ]
 
-_ON_DEMAND = ("analysis", "compression", "report", "surgery")  # imported when first used: training needs none of them
+_ON_DEMAND = ("analysis", "compression", "report", "surgery", "tuner")  # imported when first used: training needs none of them
 
 
 def __getattr__(name: str) -> Any:

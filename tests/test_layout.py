@@ -22,7 +22,7 @@ FLOORS = [
     {"_macs", "analysis", "profile", "report"},
     {"surgery"},
     {"compression"},
-    {"demo"},
+    {"demo", "tuner"},
     {"cli", "__main__"},
 ]
 

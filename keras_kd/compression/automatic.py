@@ -9,6 +9,7 @@ import re
 import shutil
 import tempfile
 import time
+import weakref
 from typing import Any
 
 import keras
@@ -24,7 +25,7 @@ from keras_kd.distiller import Distiller
 
 _UNITS = {"": 1, "b": 1, "kb": 1000, "mb": 1_000_000, "kib": 1024, "mib": 1 << 20}
 _PROBES = 5  # files until the share of a strategy is found
-_CLOSE = 0.93  # of the budget: nearer is not looked for
+_CLOSE, _AIM = 0.93, 0.97  # of the budget: nearer is not looked for
 _LEAST_TOGETHER = 256
 _STATE = "compression.json"
 
@@ -170,8 +171,8 @@ class _Work:
         self.budget: int = settings["budget"]
         self.verbose = verbose
         self.began = time.monotonic()
-        self._temporary = tempfile.TemporaryDirectory() if folder is None else None
-        self.folder = pathlib.Path(self._temporary.name if self._temporary else folder)
+        self.folder = pathlib.Path(tempfile.mkdtemp(prefix="keras_kd_") if folder is None else folder)
+        self._end = None if folder is not None else weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.state = self._begun()
         if not self.state["original"]:
@@ -239,28 +240,30 @@ class _Work:
         return way(self.model, share, self.data.calibration, together and enough)
 
     def _share(self, name: str, whole: Attempt) -> float:
-        """The largest share whose file is within the budget, near enough; files are nearly linear in the weights."""
-        low, high = 0.0, 1.0
-        share = min(0.95 * self.budget / whole.size, 0.98)
-        best = 0.0
+        """The largest share whose file is within the budget, near enough; files are nearly linear in it."""
+        aim = _AIM * self.budget
+        rest = max(whole.size - whole.parameters, 0)  # of a file, besides a byte for each weight
+        share = float(np.clip((aim - rest) / max(whole.size - rest, 1), 0.02, 0.98))
+        low, high, best, known = 0.0, 1.0, 0.0, {1.0: whole.size}
         for _ in range(_PROBES):
             try:
-                probe = self._cut(WAYS[name], share, False)
-                size = self._quantised(probe, self.folder / "probe.tflite")[0]
+                size = self._quantised(self._cut(WAYS[name], share, False), self.folder / "probe.tflite")[0]
             except (ValueError, RuntimeError):  # cannot be cut so far
-                low = share
-                share = (low + high) / 2
+                low, share = share, (share + high) / 2
                 continue
             if size <= self.budget:
-                best, low = share, share
+                best = low = share
                 if size >= _CLOSE * self.budget:
                     break
             else:
                 high = share
-            guess = share * self.budget / size * (0.98 if size > self.budget else 1.0)
+            other = min(known, key=lambda one: abs(one - share))
+            slope = (known[other] - size) / (other - share)
+            known[share] = size
+            guess = share + (aim - size) / slope if slope > 0 else 0.0
             share = guess if low < guess < high else (low + high) / 2
         (self.folder / "probe.tflite").unlink(missing_ok=True)
-        return best or max(low, 0.01)
+        return best or low or 0.02
 
     def _attempt(self, key: str, name: str, share: float, make: Any) -> Attempt:
         """Makes a model without training, and measures its file."""
@@ -385,7 +388,9 @@ class _Work:
         found = Compression(
             model, target, within[key], tuple(attempts.values()), self.budget, known["score"], known["size"], self.state["what"]
         )
-        found.__dict__["_folder"] = self._temporary  # a temporary folder lives as long as the result
+        if self._end is not None:  # a temporary folder lives as long as the result
+            self._end.detach()
+            weakref.finalize(found, shutil.rmtree, self.folder, ignore_errors=True)
         _files.write_atomically(self.folder / "report.json", found.to_json().encode())
         self.say(f"chosen: {found.best.name}, {found.best.size:,} bytes, {found.what} {found.best.score:.4f}")
         return found
