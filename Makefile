@@ -27,10 +27,10 @@ demo: $(DEMO)  ## teacher, student alone, student distilled, LiteRT file: a tabl
 	$(BIN)/keras-kd demo
 
 test: $(DEV)  ## all tests, the slow ones and those of the examples too, on all cores
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 test-thorough: $(DEV)  ## more random networks and architectures of the same tests, for minutes
-	$(BIN)/python -m pytest -n auto -m thorough
+	$(BIN)/python -m pytest -n auto --dist worksteal -m thorough
 
 lint: $(DEV)  ## style and formatting
 	$(BIN)/ruff check

@@ -51,6 +51,16 @@ def check_scope(model: keras.Model) -> None:
         )
 
 
+def build_optimizer(optimizer: keras.Optimizer, variables: list[Any]) -> None:
+    """Makes an optimizer's slots before the graph of a step: inside, TensorFlow guards each one by a branch, slow to trace.
+
+    Under a strategy the optimizer makes them itself, in the scope that it was made in.
+    """
+    if not optimizer.built and not tf.distribute.has_strategy():
+        with tf.init_scope(), keras.name_scope(optimizer.name, caller=optimizer):
+            optimizer.build(variables)
+
+
 def batch_size(x: Any) -> Any:
     """Number of samples of a batch, as a tensor."""
     return tf.shape(next(leaf for leaf in keras.tree.flatten(x) if leaf is not None))[0]

@@ -228,6 +228,7 @@ class Distiller(LoggedModel):
             self._loss_tracker.update_state(_distribute.across_replicas(loss), sample_weight=_distribute.batch_size(x))
             scaled_loss = self.optimizer.scale_loss(loss)
         if variables := self.trainable_variables:
+            _distribute.build_optimizer(self.optimizer, variables)
             self.optimizer.apply_gradients(zip(tape.gradient(scaled_loss, variables), variables, strict=True))
         else:
             warnings.warn("The student has no trainable weights: this step changes nothing.", stacklevel=2)

@@ -1,6 +1,7 @@
 """What every test shares: two logical CPUs (for MirroredStrategy), seeds, small models and data."""
 
 import functools
+import gc
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -25,6 +26,13 @@ def _cleared():
     """Forgets the models of a module; after each test that would take longer than most tests."""
     yield
     keras.backend.clear_session()
+    gc.freeze()
+
+
+def pytest_collection_finish():
+    """Keeps what the imports left out of each later collection of garbage, of which the LiteRT converter asks for a full one."""
+    gc.collect()
+    gc.freeze()
 
 
 @functools.cache

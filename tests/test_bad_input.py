@@ -109,8 +109,16 @@ def test_fit_without_compile_is_an_error(data):
         Distiller(classifier(), classifier()).fit(*data)
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-@pytest.mark.parametrize("options", [{}, {"run_eagerly": True}, {"jit_compile": True}, {"steps_per_execution": 2}])
+@pytest.mark.parametrize(
+    ("value", "options"),
+    [
+        (np.nan, {}),
+        (np.inf, {"run_eagerly": True}),
+        (np.nan, {"jit_compile": True}),
+        (np.inf, {"jit_compile": True}),
+        (np.inf, {"steps_per_execution": 2}),
+    ],
+)
 def test_a_teacher_that_gives_nan_is_named_and_the_student_survives(value, options, data):
     teacher, student = classifier(name="broken"), classifier()
     teacher.layers[-1].bias.assign([value, 0.0, 0.0])

@@ -80,6 +80,14 @@ def test_export_writes_integers_where_there_are_data(folder, capsys):
     assert (folder / "teacher.tflite").stat().st_size > 0
 
 
+def test_compress_writes_the_best_file_and_its_report(folder, capsys):
+    words = ("compress", "teacher.keras", "--data", "data.npz", "--validation", "data.npz", "--budget", "5KB", "--out")
+    code, out, _ = run(folder, capsys, *words, str(folder / "out"), "--max-trials", "1", "--epochs", "1", "--json")
+    assert code == 0
+    assert json.loads(out) == json.loads((folder / "out" / "report.json").read_text())
+    assert (folder / "out" / "model.tflite").stat().st_size == json.loads(out)["best"]["size"] <= 5000
+
+
 def test_code_in_files_runs_only_where_asked_for(folder, capsys):
     code, _, err = run(folder, capsys, "inspect", "code.keras")
     assert code == 1
@@ -101,9 +109,10 @@ def test_code_in_files_runs_only_where_asked_for(folder, capsys):
         (("prune", "teacher.keras", "none/out.keras", "--macs", "0.5", "--data", "data.npz"), "There is no folder"),
         (("prune", "teacher.keras", "out.keras", "--data", "data.npz"), "A budget must be given"),
         (("export", "teacher.keras", "out.tflite", "--quantization", "int8"), "representative_data"),
+        (("compress", "teacher.keras", "--data", "data.npz", "--budget", "5 bytes", "--out", "x"), "`budget` must be bytes"),
         (("compare", *["teacher.keras"] * 3, "--data", "data.npz"), "a name of its own"),
     ],
-    ids=range(10),
+    ids=range(11),
 )
 def test_errors_say_what_is_wrong_without_a_traceback(words, told, folder, capsys):
     code, out, err = run(folder, capsys, *words)
@@ -114,7 +123,7 @@ def test_errors_say_what_is_wrong_without_a_traceback(words, told, folder, capsy
     assert not (folder / "out.keras").exists()
 
 
-@pytest.mark.parametrize("command", ["demo", "inspect", "compare", "prune", "export"])
+@pytest.mark.parametrize("command", ["demo", "inspect", "compare", "prune", "export", "compress"])
 def test_every_command_has_help_with_an_example(command, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main([command, "--help"])

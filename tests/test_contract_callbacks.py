@@ -34,9 +34,9 @@ RNG = np.random.default_rng(2)
 X, LABELS, STORED = RNG.normal(size=(12, 4)).astype("float32"), RNG.integers(0, 3, size=12), RNG.normal(size=(12, 3))
 
 
-def make_distiller(rate=0.1):
+def make_distiller(rate=0.1, **options):
     distiller = keras_kd.Distiller(classifier(), classifier())
-    distiller.compile(keras.optimizers.SGD(rate), loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    distiller.compile(keras.optimizers.SGD(rate), loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True), **options)
     return distiller
 
 
@@ -103,7 +103,7 @@ def test_it_leaves_no_trace_on_the_model(name):
 
 @every_callback
 def test_a_model_that_was_trained_with_it_saves_and_loads_without_it(name, tmp_path):
-    distiller = make_distiller()
+    distiller = make_distiller(run_eagerly=True)
     fit(distiller, LABELS, EXAMPLES[name]())
     distiller.student.save(tmp_path / "student.keras")
     np.testing.assert_array_equal(keras.saving.load_model(tmp_path / "student.keras")(X), distiller.student(X))
@@ -113,7 +113,7 @@ def test_a_model_that_was_trained_with_it_saves_and_loads_without_it(name, tmp_p
 def test_copies_are_independent_before_and_after_training(name):
     callback = EXAMPLES[name]()
     twin = copy.deepcopy(callback)  # KerasTuner copies the callbacks of every trial
-    distillers = make_distiller(rate=0.0), make_distiller(rate=0.0)
+    distillers = [make_distiller(rate=0.0, run_eagerly=True) for _ in range(2)]
     distillers[1].student.set_weights(distillers[0].student.get_weights())
     distillers[1].teacher = distillers[0].teacher
     logs = [fit(distiller, LABELS, each) for distiller, each in zip(distillers, (callback, twin), strict=True)]

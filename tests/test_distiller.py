@@ -49,8 +49,8 @@ def test_pure_distillation_is_plain_training_on_the_teachers_outputs(teacher, st
     distiller = Distiller(teacher, student, losses.KDLoss(2.0), student_loss_weight=0.0)
     distiller.compile(keras.optimizers.Adam(0.01), loss=None, **options)
     distiller.fit(x, batch_size=8, epochs=3, shuffle=False, verbose=0)
-    plain.compile(keras.optimizers.Adam(0.01), loss=losses.KDLoss(2.0))
-    plain.fit(x, teacher.predict(x, verbose=0), batch_size=8, epochs=3, shuffle=False, verbose=0)
+    plain.compile(keras.optimizers.Adam(0.01), loss=losses.KDLoss(2.0), run_eagerly=True)
+    plain.fit(x, np.asarray(teacher(x)), batch_size=8, epochs=3, shuffle=False, verbose=0)
     assert_same_weights(student, plain)
 
 
@@ -60,8 +60,8 @@ def test_every_optimizer_option_acts_as_in_plain_training(teacher, student, data
     distiller = Distiller(teacher, student, losses.KDLoss(2.0), student_loss_weight=0.0)
     distiller.compile(make_optimizer())
     distiller.fit(x, batch_size=8, epochs=2, shuffle=False, verbose=0)
-    plain.compile(make_optimizer(), loss=losses.KDLoss(2.0))
-    plain.fit(x, teacher.predict(x, verbose=0), batch_size=8, epochs=2, shuffle=False, verbose=0)
+    plain.compile(make_optimizer(), loss=losses.KDLoss(2.0), run_eagerly=True)
+    plain.fit(x, np.asarray(teacher(x)), batch_size=8, epochs=2, shuffle=False, verbose=0)
     assert_same_weights(student, plain)
 
 
@@ -608,3 +608,19 @@ def test_training_without_labels_can_be_validated_with_metrics(teacher, student,
     assert set(history) == {"loss", "distillation_loss", "val_loss", "val_distillation_loss", "val_accuracy"}
     accuracy = np.mean(np.argmax(student(data[0]), axis=-1) == data[1])
     assert history["val_accuracy"][-1] == pytest.approx(accuracy)
+
+
+def test_the_optimizer_makes_its_slots_outside_the_graph_of_the_step(teacher, student, data):
+    eagerly = []
+
+    class Noting(keras.optimizers.Adam):
+        def build(self, variables):
+            if not self.built:
+                eagerly.append(tf.executing_eagerly())
+            super().build(variables)
+
+    distiller = Distiller(teacher, student)
+    distiller.compile(Noting(), loss=FROM_LOGITS)
+    distiller.fit(*data, verbose=0)
+    assert eagerly == [True]
+    assert [v.path for v in distiller.optimizer.variables][2].startswith("noting/")

@@ -1,6 +1,8 @@
 """Saving, loading and resuming a Distiller: the student's state is in the file, the teacher's weights are not."""
 
 import json
+import os
+import pathlib
 import subprocess
 import sys
 import textwrap
@@ -14,8 +16,10 @@ import tensorflow as tf
 from keras import layers
 
 from keras_kd import Distiller, losses
+from keras_kd.callbacks import Quantization
 from tests.conftest import classifier
 
+ROOT = pathlib.Path(__file__).parent.parent
 FROM_LOGITS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
@@ -183,19 +187,28 @@ def test_training_that_was_killed_resumes_to_the_same_weights(data, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_distiller_loads_in_another_process(data, tmp_path):
-    distiller = compiled(classifier(16), classifier(5))
-    distiller.save(tmp_path / "a.keras")
-    np.savez(tmp_path / "a.npz", x=data[0], expected=distiller.predict(data[0], verbose=0))
+def test_a_distiller_and_a_quantised_model_load_in_another_process(data, tmp_path):
+    distiller, student = compiled(classifier(16), classifier(5)), classifier(5)
+    for part in student.layers:
+        part.bias.assign(keras.ops.linspace(-1.0, 1.0, part.bias.shape[0]))
+    quantized = Quantization(calibration_data=data[0]).quantize(student)
+    expected = {}
+    for name, model in (("distiller", distiller), ("quantised", quantized)):
+        model.save(tmp_path / f"{name}.keras")
+        expected[name] = model.predict(data[0], verbose=0)
+    assert not np.allclose(expected["quantised"], student(data[0]), rtol=1e-5)
+    np.savez(tmp_path / "a.npz", x=data[0], **expected)
     script = textwrap.dedent(
         """
-        import sys, keras, keras_kd, numpy as np
-        loaded = keras.saving.load_model(sys.argv[1])
-        arrays = np.load(sys.argv[2])
-        np.testing.assert_allclose(loaded.predict(arrays["x"], verbose=0), arrays["expected"], rtol=1e-5)
+        import keras, keras_kd, numpy as np
+        arrays = np.load("a.npz")
+        for name in ("distiller", "quantised"):
+            loaded = keras.saving.load_model(f"{name}.keras")
+            np.testing.assert_allclose(loaded.predict(arrays["x"], verbose=0), arrays[name], rtol=1e-5, atol=1e-6)
         """
     )
-    subprocess.run([sys.executable, "-c", script, tmp_path / "a.keras", tmp_path / "a.npz"], check=True)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=tmp_path, env=environment)
 
 
 @pytest.mark.parametrize("how", ["argument", "scope"])

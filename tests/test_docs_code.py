@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
-PAGES = ["analysis.md", "pruning.md", "quantization.md", "search.md", "surgery.md", "teachers.md"]
+PAGES = ["analysis.md", "compress.md", "pruning.md", "quantization.md", "search.md", "surgery.md", "teachers.md"]
 
 
 def classifier(width, name):

@@ -139,8 +139,7 @@ def test_a_file_is_run_in_parts_that_give_the_same(count, quantized, tmp_path):
     assert max(rows) <= 128
 
 
-@pytest.mark.parametrize("batch", [1, 4])
-@pytest.mark.parametrize("count", [3, 8, 9])
+@pytest.mark.parametrize(("batch", "count"), [(1, 3), (4, 3), (4, 8), (4, 9)])
 @pytest.mark.parametrize("name", ["check_data", "representative_data"])
 def test_a_fixed_batch_size_takes_any_number_of_samples(name, batch, count, tmp_path):
     def halves(tensors):
@@ -166,11 +165,13 @@ def test_a_file_of_a_fixed_batch_size_is_profiled(tmp_path):
     assert profile.profile(model, report.path, runs=2).latency.median > 0
 
 
-@pytest.mark.parametrize("x", [X[:0], X[:, :3], [X, X], [], 3.0])
-def test_a_file_says_what_it_takes(x, tmp_path):
+def test_a_file_says_what_it_takes(tmp_path):
     path = export.to_litert(net(), tmp_path / "m.tflite").path
-    with pytest.raises(ValueError, match=r"`inputs` must be what the file takes.*1 of shapes \[\(-1, 8\)\].*Received: arrays of"):
-        export.run_litert(path, x)
+    for x in (X[:0], X[:, :3], [X, X], [], 3.0):
+        with pytest.raises(
+            ValueError, match=r"`inputs` must be what the file takes.*1 of shapes \[\(-1, 8\)\].*Received: arrays of"
+        ):
+            export.run_litert(path, x)
     path = export.to_litert(two_inputs(), tmp_path / "m.tflite").path
     with pytest.raises(ValueError, match="as many samples of each"):
         export.run_litert(path, [X, X[:3, :4]])
@@ -233,20 +234,21 @@ def batches():
     return (X[i : i + 60] for i in range(0, 300, 60))
 
 
+KINDS = {
+    "generator": batches,
+    "list": lambda: list(batches()),
+    "data set": lambda: tf.data.Dataset.from_tensor_slices((X, Y)).batch(64),
+    "numbers": X.tolist,
+    "tensor": lambda: tf.constant(X),
+}
+
+
 @pytest.mark.parametrize(
-    "data",
-    [
-        batches,
-        lambda: list(batches()),
-        lambda: tf.data.Dataset.from_tensor_slices((X, Y)).batch(64),
-        X.tolist,
-        lambda: tf.constant(X),
-    ],
-    ids=["generator", "list", "data set", "numbers", "tensor"],
+    ("name", "kind"),
+    [*(("check_data", kind) for kind in KINDS), ("representative_data", "generator"), ("representative_data", "data set")],
 )
-@pytest.mark.parametrize("name", ["check_data", "representative_data"])
-def test_batches_are_taken_from_the_first_to_the_last(data, name, tmp_path):
-    assert export.to_litert(net(), tmp_path / "m.tflite", **{name: data()}).samples == 300
+def test_batches_are_taken_from_the_first_to_the_last(name, kind, tmp_path):
+    assert export.to_litert(net(), tmp_path / "m.tflite", **{name: KINDS[kind]()}).samples == 300
 
 
 def test_batches_of_several_inputs_are_joined_by_name(tmp_path):

@@ -350,22 +350,6 @@ def test_a_plain_model_trains_on_the_teachers_outputs_as_targets(teacher, studen
     student.fit(recording.dataset(8, targets="teacher"), verbose=0, shuffle=False)
 
 
-@pytest.mark.slow
-def test_another_process_reads_a_recording_that_was_moved(teacher, data, tmp_path):
-    record(teacher, data, tmp_path / "r")
-    shutil.move(tmp_path / "r", tmp_path / "elsewhere")
-    code = (
-        "import numpy as np; from keras_kd.recording import Recording; r = Recording('elsewhere'); import os; os.chdir('/')\n"
-        "print(sum(float(np.sum(b.outputs)) for b, y in r.dataset(5)), r.teacher_name, len(r))"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
-    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
-    total, name, length = result.stdout.split()
-    expected = float(np.sum(read(Recording(tmp_path / "elsewhere"))[0].outputs))
-    assert float(total) == pytest.approx(expected, abs=1e-3)
-    assert (name, length) == ("teacher", "24")
-
-
 def test_a_recording_describes_itself(teacher, data, tmp_path):
     recording = record(teacher, data, tmp_path / "r")
     assert (recording.num_samples, len(recording), recording.views, recording.top_k, recording.dtype) == (
@@ -715,41 +699,68 @@ def large(path, count):
 """
 
 
-def drive(code, folder):
+# One process imports TensorFlow for three tests; what each looks at runs in children of it.
+MOMENTS = """
+forked(record, 'whole', 0)
+# Around each lock, each batch written and each rename, of shards and of manifests.
+for die_at in [1, 2, 3, 4, 5, 6, 7, 9, 11, 13, 14, 15, 16, 8, 12, 10, 17, 18, 0]:
+    status, _ = forked(record, 'killed', die_at)
+    print('killed', os.waitstatus_to_exitcode(status))
+for count in (2048, 8192):
+    status, usage = forked(large, str(count), count)
+    print('memory', os.waitstatus_to_exitcode(status), usage.ru_maxrss // 1024)
+
+def read():
+    recording = Recording('elsewhere')
+    os.chdir('/')
+    total = sum(float(np.sum(batch.outputs)) for batch, _ in recording.dataset(5))
+    print('moved', total, recording.teacher_name, len(recording), flush=True)
+
+forked(read)
+"""
+
+
+@pytest.fixture(scope="module")
+def driven(tmp_path_factory):
+    """What the other process said, by its first word, and the folder that it worked in."""
+    folder = tmp_path_factory.mktemp("driven")
+    data = np.random.default_rng(3).normal(size=(24, 4)).astype("float32"), np.arange(24) % 3
+    record(classifier(16, name="teacher"), data, folder / "r")
+    shutil.move(folder / "r", folder / "elsewhere")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
-    result = subprocess.run([sys.executable, "-c", DRIVER + code], cwd=folder, env=environment, capture_output=True, text=True)
+    result = subprocess.run(
+        [sys.executable, "-u", "-c", DRIVER + MOMENTS], cwd=folder, env=environment, capture_output=True, text=True
+    )
     assert result.returncode == 0, result.stdout + result.stderr
-    return result.stdout
+    said = [line.split() for line in result.stdout.splitlines()]
+    return {word: [line[1:] for line in said if line[0] == word] for word in ("killed", "memory", "moved")}, folder
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment_it_goes_on_and_ends_with_the_same_bytes(tmp_path):
-    # Moments: around each lock, each batch written and each rename, of shards and of manifests.
-    code = (
-        "forked(record, 'whole', 0)\n"
-        "for die_at in [1, 2, 3, 4, 5, 6, 7, 9, 11, 13, 14, 15, 16, 8, 12, 10, 17, 18, 0]:\n"
-        "    status, _ = forked(record, 'killed', die_at)\n"
-        "    print(die_at, os.waitstatus_to_exitcode(status))\n"
-    )
-    codes = [int(line.split()[1]) for line in drive(code, tmp_path).splitlines()]
+def test_killed_at_any_moment_it_goes_on_and_ends_with_the_same_bytes(driven):
+    said, folder = driven
+    codes = [int(code) for (code,) in said["killed"]]
     assert codes.count(-9) >= 10, codes
     assert set(codes) == {-9, 0}
     assert codes[-1] == 0
-    assert files_of(tmp_path / "killed") == files_of(tmp_path / "whole")
+    assert files_of(folder / "killed") == files_of(folder / "whole")
     shards = {f"shard-0000{i}.tfrecord" for i in range(7)}
-    assert set(files_of(tmp_path / "whole")) == {"manifest.json", "examples.npz", *shards}
+    assert set(files_of(folder / "whole")) == {"manifest.json", "examples.npz", *shards}
 
 
 @pytest.mark.slow
-def test_memory_does_not_grow_with_the_data(tmp_path):
-    code = (
-        "for count in (2048, 8192):\n"
-        "    status, usage = forked(large, str(count), count)\n"
-        "    print(os.waitstatus_to_exitcode(status), usage.ru_maxrss // 1024)\n"
-    )
-    lines = [line.split() for line in drive(code, tmp_path).splitlines()]
+def test_memory_does_not_grow_with_the_data(driven):
+    lines = driven[0]["memory"]
     assert [line[0] for line in lines] == ["0", "0"]
     assert int(lines[1][1]) < int(lines[0][1]) + 40, lines  # MB; the data grew by 75
+
+
+@pytest.mark.slow
+def test_another_process_reads_a_recording_that_was_moved(driven):
+    said, folder = driven
+    ((total, name, length),) = said["moved"]
+    assert float(total) == pytest.approx(float(np.sum(read(Recording(folder / "elsewhere"))[0].outputs)), abs=1e-3)
+    assert (name, length) == ("teacher", "24")
 
 
 def test_a_path_that_another_process_records_to_is_refused(teacher, data, tmp_path):

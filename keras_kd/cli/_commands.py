@@ -108,5 +108,26 @@ def export(options: argparse.Namespace) -> None:
     )
 
 
+def compress(options: argparse.Namespace) -> None:
+    """The best file within a budget."""
+    from keras_kd.compression import compress as compressed
+
+    model = _files.load_model(options.model, unsafe=options.unsafe)
+    x, y = _files.load_data(options.data, model)
+    found = compressed(
+        model,
+        x,
+        y,
+        budget=options.budget,
+        validation_data=None if options.validation is None else _files.load_data(options.validation, model),
+        max_trials=options.max_trials,
+        max_minutes=options.max_minutes,
+        epochs=options.epochs,
+        folder=options.out,
+        verbose=0 if options.json else "auto",
+    )
+    print(found.to_json() if options.json else found)
+
+
 def _print_json(content: Any) -> None:
     print(json.dumps(content, indent=1))

@@ -15,6 +15,7 @@ def add_commands(commands: Any) -> None:
     _compare(commands)
     _prune(commands)
     _export(commands)
+    _compress(commands)
 
 
 def _command(commands: Any, name: str, run: Any, words: str, description: str, example: str) -> argparse.ArgumentParser:
@@ -123,3 +124,23 @@ def _export(commands: Any) -> None:
     choices = ("auto", "float32", "float16", "dynamic", "int8", "int4")
     export.add_argument("--quantization", default="auto", choices=choices, help="auto: int8 with --data, float32 without")
     _common(export, needs_data=False)
+
+
+def _compress(commands: Any) -> None:
+    compress = _command(
+        commands,
+        "compress",
+        _commands.compress,
+        "make a model fit into a file of so many bytes, and lose as little as it can",
+        "Cuts, thins, distils and quantises; measures every file on held out data and keeps the best one within the budget.\n"
+        "Started again with the same --out, it goes on where it was interrupted.",
+        "model.keras --data train.npz --budget 100KB --out small",
+    )
+    compress.add_argument("model", help="a .keras file")
+    compress.add_argument("--budget", required=True, help="bytes of the file: 100000, 100KB, 98KiB, 1.5MB")
+    compress.add_argument("--out", required=True, metavar="FOLDER", help="folder for model.tflite, model.keras and report.json")
+    compress.add_argument("--validation", metavar="NPZ", help="data that the choice is made by (a tenth of --data)")
+    compress.add_argument("--max-trials", type=at_least_1, default=6, help="trainings (6)")
+    compress.add_argument("--max-minutes", type=float, help="no training goes on after so many minutes")
+    compress.add_argument("--epochs", type=at_least_1, default=5, help="epochs of each training (5)")
+    _common(compress, needs_data=True)

@@ -1,6 +1,5 @@
 """What is compressed by which data? Arrays or batches for the training, some inputs for ranges and fits, and what scores are of."""
 
-import itertools
 from typing import Any
 
 import keras
@@ -100,9 +99,3 @@ def _whole(data: Any, labels: Any, most: int | None = None) -> tuple[Any, Any]:
     if any(one is None for one in targets):
         return x, None
     return x, keras.tree.map_structure(lambda *parts: np.concatenate([np.asarray(one) for one in parts])[:most], *targets)
-
-
-def chunks(x: Any, size: int) -> Any:
-    """Parts of arrays."""
-    count = len(keras.tree.flatten(x)[0])
-    return (keras.tree.map_structure(lambda one, at=at: one[at : at + size], x) for at in itertools.chain(range(0, count, size)))

@@ -9,6 +9,7 @@ import re
 import shutil
 import tempfile
 import time
+import weakref
 from typing import Any
 
 import keras
@@ -24,7 +25,7 @@ from keras_kd.distiller import Distiller
 
 _UNITS = {"": 1, "b": 1, "kb": 1000, "mb": 1_000_000, "kib": 1024, "mib": 1 << 20}
 _PROBES = 5  # files until the share of a strategy is found
-_CLOSE = 0.93  # of the budget: nearer is not looked for
+_CLOSE, _AIM = 0.93, 0.97  # of the budget: nearer is not looked for
 _LEAST_TOGETHER = 256
 _STATE = "compression.json"
 
@@ -74,7 +75,7 @@ def compress(
             without either, only the distillation counts.
         folder: where to keep candidates, files and the state; made if it is not there. None: a temporary one, and the file goes
             with it as soon as nobody holds the result.
-        seed: of the split, the order of the data, and what is random in layers.
+        seed: of the split, the order of the data, and what is random in layers; each training sets Keras' global seed by it.
         verbose: 0 is silent; 1 or "auto" says what is done, and what came of it.
 
     Returns:
@@ -170,10 +171,11 @@ class _Work:
         self.budget: int = settings["budget"]
         self.verbose = verbose
         self.began = time.monotonic()
-        self._temporary = tempfile.TemporaryDirectory() if folder is None else None
-        self.folder = pathlib.Path(self._temporary.name if self._temporary else folder)
+        self.folder = pathlib.Path(tempfile.mkdtemp(prefix="keras_kd_") if folder is None else folder)
+        self._end = None if folder is not None else weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.state = self._begun()
+        self._check_file()
         if not self.state["original"]:
             file = self.folder / "original.tflite"
             size = export.to_litert(model, file, quantization="float32").size
@@ -184,6 +186,21 @@ class _Work:
         self.say(f"original, float32: {known['size']:,} bytes, {self.state['what']} {known['score']:.4f}")
 
     # What is kept
+
+    def _check_file(self) -> None:
+        """Candidates are kept in files, so that the model's layers must be such that a file brings back."""
+        path = self.folder / "original.keras"
+        if path.exists():
+            return
+        self.model.save(path)
+        try:
+            _loaded(path)
+        except (TypeError, ValueError) as error:
+            path.unlink()
+            raise ValueError(
+                f"`model` must be one that Keras can save and load. Received: {str(error).splitlines()[0]} Register classes of "
+                "your own with @keras.saving.register_keras_serializable()."
+            ) from error
 
     def _begun(self) -> dict[str, Any]:
         """The state of the folder, or a new one."""
@@ -231,6 +248,7 @@ class _Work:
         for name, way in WAYS.items():
             key = name.replace(" ", "_")
             if key not in self.state["attempts"]:
+                self.say(f"{name}: looking for the share that the budget allows")
                 share = self._share(name, whole)
                 self._attempt(key, name, share, lambda way=way, share=share: self._cut(way, share, True))
 
@@ -239,28 +257,30 @@ class _Work:
         return way(self.model, share, self.data.calibration, together and enough)
 
     def _share(self, name: str, whole: Attempt) -> float:
-        """The largest share whose file is within the budget, near enough; files are nearly linear in the weights."""
-        low, high = 0.0, 1.0
-        share = min(0.95 * self.budget / whole.size, 0.98)
-        best = 0.0
+        """The largest share whose file is within the budget, near enough; files are nearly linear in it."""
+        aim = _AIM * self.budget
+        rest = max(whole.size - whole.parameters, 0)  # of a file, besides a byte for each weight
+        share = float(np.clip((aim - rest) / max(whole.size - rest, 1), 0.02, 0.98))
+        low, high, best, known = 0.0, 1.0, 0.0, {1.0: whole.size}
         for _ in range(_PROBES):
             try:
-                probe = self._cut(WAYS[name], share, False)
-                size = self._quantised(probe, self.folder / "probe.tflite")[0]
+                size = self._quantised(self._cut(WAYS[name], share, False), self.folder / "probe.tflite")[0]
             except (ValueError, RuntimeError):  # cannot be cut so far
-                low = share
-                share = (low + high) / 2
+                low, share = share, (share + high) / 2
                 continue
             if size <= self.budget:
-                best, low = share, share
+                best = low = share
                 if size >= _CLOSE * self.budget:
                     break
             else:
                 high = share
-            guess = share * self.budget / size * (0.98 if size > self.budget else 1.0)
+            other = min(known, key=lambda one: abs(one - share))
+            slope = (known[other] - size) / (other - share)
+            known[share] = size
+            guess = share + (aim - size) / slope if slope > 0 else 0.0
             share = guess if low < guess < high else (low + high) / 2
         (self.folder / "probe.tflite").unlink(missing_ok=True)
-        return best or max(low, 0.01)
+        return best or low or 0.02
 
     def _attempt(self, key: str, name: str, share: float, make: Any) -> Attempt:
         """Makes a model without training, and measures its file."""
@@ -330,9 +350,7 @@ class _Work:
         target = f"{key}_trained" if not again else f"{key}_again"
         self.say(f"{former.name}: distilling for {epochs} epochs at a learning rate of {rate:.2g}")
         path = self.folder / f"{key}.keras"
-        student = keras.models.clone_model(self.model) if not path.exists() else keras.saving.load_model(path, compile=False)
-        if not path.exists():
-            student.set_weights(self.model.get_weights())
+        student = _loaded(path if path.exists() else self.folder / "original.keras")
         keras.utils.set_random_seed(self.settings["seed"] + len(self.attempts))
         quantization = self._fit(student, rate, epochs, deadline)
         name = f"{former.name}, trained" if not again else f"{former.name} again"
@@ -357,7 +375,9 @@ class _Work:
         rates = keras.optimizers.schedules.CosineDecay(rate, steps)
         distiller.compile(keras.optimizers.Adam(rates), self.loss)
         quantization = Quantization()
-        distiller.fit(**self.data.fit_arguments(), epochs=epochs, verbose=0, callbacks=[quantization, _Until(deadline)])
+        distiller.fit(
+            **self.data.fit_arguments(), epochs=epochs, verbose=0, callbacks=[quantization, _Watch(deadline, epochs, self.say)]
+        )
         return quantization
 
     def result(self) -> Compression:
@@ -380,23 +400,36 @@ class _Work:
         key = max(within, key=lambda one: within[one].score)
         target = self.folder / "model.tflite"
         shutil.copyfile(self.folder / f"{key}.tflite", target)
-        model = keras.saving.load_model(self.folder / f"{key}.int8.keras", compile=False)
+        model = _loaded(self.folder / f"{key}.int8.keras")
         shutil.copyfile(self.folder / f"{key}.int8.keras", self.folder / "model.keras")
         found = Compression(
             model, target, within[key], tuple(attempts.values()), self.budget, known["score"], known["size"], self.state["what"]
         )
-        found.__dict__["_folder"] = self._temporary  # a temporary folder lives as long as the result
+        if self._end is not None:  # a temporary folder lives as long as the result
+            self._end.detach()
+            weakref.finalize(found, shutil.rmtree, self.folder, ignore_errors=True)
         _files.write_atomically(self.folder / "report.json", found.to_json().encode())
         self.say(f"chosen: {found.best.name}, {found.best.size:,} bytes, {found.what} {found.best.score:.4f}")
         return found
 
 
-class _Until(keras.callbacks.Callback):
-    """Ends a training in time; what it has reached by then is measured."""
+def _loaded(path: pathlib.Path) -> Any:
+    """A model that was written here, so that code in its file is the user's own."""
+    return keras.saving.load_model(path, compile=False, safe_mode=False)
 
-    def __init__(self, deadline: float) -> None:
+
+class _Watch(keras.callbacks.Callback):
+    """Says how far a training is, and ends it in time; what it has reached by then is measured."""
+
+    def __init__(self, deadline: float, epochs: int, say: Any) -> None:
         super().__init__()
-        self.deadline = deadline
+        self.deadline, self.epochs, self.say = deadline, epochs, say
+        self.began = time.monotonic()
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Says the loss, and how long it will take."""
+        left = (time.monotonic() - self.began) / (epoch + 1) * (self.epochs - epoch - 1)
+        self.say(f"  epoch {epoch + 1}/{self.epochs}, loss {(logs or {}).get('loss', math.nan):.4g}, {left:.0f} s left")
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Looks at the clock."""

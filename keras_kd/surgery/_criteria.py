@@ -117,14 +117,25 @@ def of_user(criterion: Callable[[Any, Group], Any], model: Any, groups: Groups) 
     """
     scores = []
     for group, roots in groups:
-        given = np.asarray(criterion(model, group), "float64")
+        raw = criterion(model, group)
+        try:
+            given = np.asarray(raw, "float64")
+        except (TypeError, ValueError):  # text, or rows of other lengths
+            given = np.full((), np.nan)
         if given.shape != (len(roots),) or not np.isfinite(given).all():
             raise ValueError(
                 f"`criterion` must give a finite number for each of the {len(roots)} channels of the group of "
-                f'"{group.makers[0]}". Received: shape {given.shape}{", not all finite" * (given.shape == (len(roots),))}.'
+                f'"{group.makers[0]}". Received: {_told(raw, given)}.'
             )
         scores.append(given)
     return scores
+
+
+def _told(raw: Any, given: np.ndarray) -> str:
+    """What a user's function gave in the place of numbers."""
+    if not given.shape:
+        return f"{raw!r:.60}"
+    return f"shape {given.shape}" + ", not all finite" * (not np.isfinite(given).all())
 
 
 def _over_mean(scores: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 from keras import ops
@@ -12,12 +13,13 @@ from keras import ops
 from keras_kd import _outputs
 from keras_kd.surgery import _heads, _nodes, _reading
 from keras_kd.surgery._analysis import Analysis
+from keras_kd.surgery._shrinkage import Covariance
 
 _WORK = 4e10  # multiply-accumulates for the moments of one read point
 _LEAST = 8  # rows a channel, whatever the work
 _RIDGE = 1e-3  # of the mean variance
 _FEW = 0.1  # of the mean variance for each number a row, of heads: in few rows any number seems to be a combination of many others
-_MEMORY = 1 << 29  # bytes for a pass with gradients
+_MEMORY = 1 << 27  # bytes for a pass with gradients
 
 
 @dataclasses.dataclass
@@ -30,6 +32,7 @@ class ReadPoint:
         table: `(positions, roots)`, where each of them stands along the axis; None where some stand more often than others.
         inverse: for each place along the axis, which root it is.
         features: numbers of each root in a row: 1 for channels.
+        first: where the same tensor is read before, by another layer; None there.
     """
 
     axis: int
@@ -37,6 +40,7 @@ class ReadPoint:
     table: np.ndarray | None
     inverse: np.ndarray
     features: int = 1
+    first: "ReadPoint | None" = None
 
     def rows(self, x: Any) -> Any:
         """`(samples, rows, roots * features)` of a batch; what stands several times along the axis is one row each."""
@@ -84,6 +88,7 @@ _INSIDE = 0  # in the place of the `id` of a tensor: what is read inside of the 
 def read_points(found: Analysis) -> dict[tuple[int, int], ReadPoint]:
     """Where channels are read that can go, by `id` of the call and of the tensor; of heads, that of the call and 0."""
     points: dict[tuple[int, int], ReadPoint] = {}
+    firsts: dict[tuple[int, int], ReadPoint] = {}
     for node in _nodes.calls_of(found.model):
         record = found.records[id(node.operation)]
         read = {root for one in _reading.read_axes(record) for root in found.roots[one].tolist()}
@@ -93,7 +98,9 @@ def read_points(found: Analysis) -> dict[tuple[int, int], ReadPoint]:
                 roots = found.rooted(atoms)
                 ending = [root for root in set(roots.tolist()) if (root in read or root not in given) and root not in found.pinned]
                 if ending:
-                    points[id(node), id(tensor)] = _point(axis, roots)
+                    point = points[id(node), id(tensor)] = _point(axis, roots)
+                    point.first = firsts.get((id(tensor), axis))
+                    firsts.setdefault((id(tensor), axis), point)
         heads = found.rooted(_heads.heads_of(record))
         if any(root not in found.pinned for root in heads.tolist()):
             roots, inverse = np.unique(heads, return_inverse=True)
@@ -111,8 +118,8 @@ def _point(axis: int, roots: np.ndarray) -> ReadPoint:
 
 def gradients(
     found: Analysis, points: dict[tuple[int, int], ReadPoint], inputs: list[Any], loss: Callable[[list[Any]], Any]
-) -> list[tuple[ReadPoint, Any, Any]]:
-    """Values at all read points, in `ReadPoint.rows`, and the gradients of the sum of a loss over the samples."""
+) -> Iterator[tuple[ReadPoint, Any, Any]]:
+    """Values at all read points, in `ReadPoint.rows`, and the gradients of the sum of a loss over the samples; one by one."""
     seen: list[tuple[ReadPoint, Any, Any, Any]] = []  # a tensor, what is read of it, and the layer inside of which that is
 
     with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -142,26 +149,33 @@ def gradients(
         for x in (one for one in inputs if one.dtype.is_floating):
             tape.watch(x)  # so that what comes before the first read point is no constant
         total = loss(_nodes.run(found.model, inputs, call))
-    found_gradients = tape.gradient(total, [value for _, value, _, _ in seen])
-    rows: list[tuple[ReadPoint, Any, Any]] = []
-    for (point, _, read, layer), gradient in zip(seen, found_gradients, strict=True):
+    slopes = tape.gradient(total, [value for _, value, _, _ in seen])
+    del total
+    if seen and all(one is None for one in slopes):
+        raise ValueError(
+            "The outputs must change smoothly with what the layers read, for a criterion of gradients. Received: a model whose "
+            'outputs do not (is there an argmax, a rounding, stop_gradient?). Use criterion="magnitude".'
+        )
+    while seen:  # what was looked at needs no memory any more
+        (point, _, read, layer), gradient = seen.pop(), slopes.pop()
         if gradient is not None and isinstance(point, HeadPoint):
-            rows += point.parted(point.rows(read), point.rows(_heads.slopes_of(layer, gradient)))
+            yield from point.parted(point.rows(read), point.rows(_heads.slopes_of(layer, gradient)))
         elif gradient is not None:
-            rows.append((point, point.rows(read), point.rows(gradient)))
-    return rows
+            yield point, point.rows(read), point.rows(gradient)
 
 
-def _samples_at_once(model: Any) -> int:
+def samples_at_once(model: Any) -> int:
     """How many samples a pass with gradients may have: it holds what all layers give, the gradients, and copies at read points."""
     held = sum(int(np.prod([n or 64 for n in t.shape[1:]], initial=4.0)) for node in _nodes.calls_of(model) for t in node.outputs)
     return max(_MEMORY // (3 * max(held, 1)), 1)
 
 
-def _parted(batches: Iterable[list[Any]], most: int) -> Iterator[list[Any]]:
+def parted(batches: Iterable[Any], most: int) -> Iterator[Any]:
+    """The same batches, nested arrays, in parts of at most so many samples."""
     for batch in batches:
-        for at in range(0, len(batch[0]), most):
-            yield [x[at : at + most] for x in batch]
+        for at in range(0, len(keras.tree.flatten(batch)[0]), most):
+            part = slice(at, at + most)
+            yield keras.tree.map_structure(lambda one, part=part: None if one is None else one[part], batch)
 
 
 class Chance:
@@ -178,12 +192,18 @@ class Chance:
     def __call__(self, outputs: list[Any]) -> Any:
         values = [as_logits(value, kind) for value, kind in zip(outputs, self._kinds, strict=True)]
         if not self._scales:
-            self._scales = [1 / max(float(tf.math.reduce_std(value)), 1e-12) for value in values]
+            self._scales = [1 / _size(value) for value in values]
         signs = [self._rng.choice(np.asarray([-1, 1], "float32"), value.shape) for value in values]
         return sum(
             ops.sum(value * sign) * scale / np.sqrt(max(value[0].shape.num_elements(), 1))
             for value, sign, scale in zip(values, signs, self._scales, strict=True)
         )
+
+
+def _size(value: Any) -> float:
+    """Standard deviation of an output; its size where all that it gives is the same."""
+    spread, size = float(tf.math.reduce_std(value)), float(tf.math.sqrt(tf.reduce_mean(tf.square(value))))
+    return spread if spread > 1e-6 * size else size or 1.0
 
 
 def as_logits(value: Any, kind: str | None) -> Any:
@@ -197,23 +217,13 @@ def as_logits(value: Any, kind: str | None) -> Any:
     return value
 
 
-@dataclasses.dataclass
-class _Seen:
-    """Sums over rows of one read point, of what they are above `shift`: means far above the spread would swallow it."""
-
-    shift: np.ndarray
-    rows: float
-    total: np.ndarray
-    products: np.ndarray
-    gradients: np.ndarray
-
-
 class Curvature:
     """Second moments of what is read at each point, and of the gradient there.
 
     The outputs change by `E (g' d)^2` if the values change by `d`. With values and gradients taken as independent of each other
     (Martens, Grosse 2015) and `d` what the kept channels do not give by a linear map, that is the trace of `E g g'` times the
-    covariance of `d`.
+    covariance of `d`. With few samples the others seem to stand for each channel, as many as there are: so the covariance is a
+    shrunk one. Layers that read the same tensor share it, and their `E g g'` are summed.
 
     Args:
         found: analysis of the model.
@@ -222,59 +232,84 @@ class Curvature:
     """
 
     def __init__(self, found: Analysis, batches: Iterable[list[Any]], samples: int) -> None:
-        points, loss, rng = read_points(found), Chance(found.model), np.random.default_rng(0)
-        sums: dict[int, _Seen] = {}
+        points, loss, self._rng = read_points(found), Chance(found.model), np.random.default_rng(0)
+        self._samples = samples
+        self._covariances: dict[int, tuple[ReadPoint, Covariance]] = {}
+        self._metrics: dict[int, np.ndarray] = {}
+        self._precisions: dict[int, np.ndarray] = {}
         self.points: list[ReadPoint] = []
-        for batch in _parted(batches, _samples_at_once(found.model)):
+        for batch in parted(batches, samples_at_once(found.model)):
             for point, values, slopes in gradients(found, points, batch, loss):
-                if id(point) not in sums:
-                    n = len(point.roots) * point.features
-                    shift = np.mean(values, (0, 1), dtype="float64").astype("float32")
-                    sums[id(point)] = _Seen(shift, 0, np.zeros(n), np.zeros((n, n)), np.zeros((n, n)))
-                    self.points.append(point)
-                self._add(sums[id(point)], values, slopes, rng, samples)
-        self._precisions, self._metrics = {}, {}
-        for point in self.points:
-            one = sums.pop(id(point))
-            mean = one.total / one.rows
-            covariance = one.products / one.rows - np.outer(mean, mean)
-            if not np.isfinite(covariance).all() or not np.isfinite(one.gradients).all():
-                raise ValueError("`data` must give finite numbers everywhere. Received: NaN or infinity in what a layer reads.")
-            share = max(_RIDGE, _FEW * len(mean) / one.rows) if point.axis == HEADS else _RIDGE
-            ridge = share * float(np.trace(covariance)) / len(mean) or 1.0
-            self._precisions[id(point)] = np.linalg.inv(covariance + ridge * np.eye(len(mean)))
-            self._metrics[id(point)] = one.gradients / samples
+                self._add(point, values, slopes)
 
-    def _add(self, one: _Seen, values: Any, slopes: Any, rng: np.random.Generator, samples: int) -> None:
+    def _add(self, point: ReadPoint, values: Any, slopes: Any) -> None:
         width, count = values.shape[-1], values.shape[1]
-        most = int(max(_WORK / width**2, _LEAST * width) / samples) + 1
+        key = id(point.first or point)
+        if key not in self._metrics:
+            self._metrics[key] = np.zeros((width, width))
+            self.points.append(point.first or point)
+        most = int(max(_WORK / width**2, _LEAST * width) / self._samples) + 1
         if count > most:
-            chosen = np.sort(rng.choice(count, most, replace=False))
+            chosen = np.sort(self._rng.choice(count, most, replace=False))
             values, slopes = (ops.take(x, chosen, 1) for x in (values, slopes))
-        values, slopes = (ops.reshape(x, (-1, width)) for x in (values, slopes))
-        values = values - one.shift
-        one.rows += len(values)
-        one.total += np.sum(values, 0, dtype="float64")
-        one.products += np.asarray(ops.matmul(ops.transpose(values), values), "float64")
-        one.gradients += np.asarray(ops.matmul(ops.transpose(slopes), slopes), "float64") * max(count / most, 1)
+        if key not in self._covariances:
+            self._covariances[key] = point, Covariance(np.mean(values, (0, 1), dtype="float64").astype("float32"))
+        if self._covariances[key][0] is point:
+            self._covariances[key][1].add(values)
+        slopes = ops.reshape(slopes, (-1, width))
+        products = np.asarray(ops.matmul(ops.transpose(slopes), slopes))
+        self._metrics[key] += products * (max(count / most, 1) / self._samples)
 
-    def order(self, roots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _precision(self, point: ReadPoint) -> np.ndarray:
+        """Inverse covariance of all that a tensor holds; the moments are used up."""
+        key = id(point)
+        if key not in self._precisions:
+            moments = self._covariances.pop(key)[1]
+            covariance = moments.plain() if point.axis == HEADS else moments.shrunk()
+            if not np.isfinite(covariance).all() or not np.isfinite(self._metrics[key]).all():
+                raise ValueError("`data` must give finite numbers everywhere. Received: NaN or infinity in what a layer reads.")
+            n = len(covariance)
+            share = max(_RIDGE, _FEW * n / moments.rows) if point.axis == HEADS else _RIDGE
+            covariance.flat[:: n + 1] += share * float(np.trace(covariance)) / n or 1.0
+            self._precisions[key] = np.linalg.inv(covariance)
+        return self._precisions[key]
+
+    def orders(self, several: Sequence[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """`order` of several groups; what no later group needs is forgotten."""
+        last = {id(point): index for index, roots in enumerate(several) for point in self._reading(roots)}
+        found = []
+        for index, roots in enumerate(several):
+            found.append(self.order(roots, frozenset(key for key, at in last.items() if at == index)))
+        return found
+
+    def _reading(self, roots: np.ndarray) -> list[ReadPoint]:
+        """The tensors that hold all of some channels."""
+        return [point for point in self.points if np.isin(roots, point.roots).all()]
+
+    def order(self, roots: np.ndarray, last: frozenset[int] = frozenset()) -> tuple[np.ndarray, np.ndarray]:
         """In which order channels, or heads, of one group go, each the one that then costs least, and what all removed ones cost.
+
+        Args:
+            roots: of the channels.
+            last: tensors that are forgotten, by `id` of the point.
 
         Returns:
             Their numbers, `(channels,)`, and the cost after each, `(channels,)`, in shares of the outputs' variance.
         """
-        precisions, metrics, features = [], [], []
-        for point in self.points:
-            at = np.searchsorted(point.roots, roots)
-            if np.array_equal(point.roots[np.minimum(at, len(point.roots) - 1)], roots):
-                at = _spread(at, point.features)
-                features.append(point.features)
-                precisions.append(self._precisions[id(point)][np.ix_(at, at)])
-                metrics.append(self._metrics[id(point)][np.ix_(at, at)])
-        if not precisions:
+        reading = self._reading(roots)
+        if not reading:
             return np.arange(len(roots)), np.zeros(len(roots))
-        return eliminate(precisions, metrics, features)
+        return _eliminated([_Elimination(*self._pair(point, roots, id(point) in last), point.features) for point in reading])
+
+    def _pair(self, point: ReadPoint, roots: np.ndarray, is_last: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Inverse covariance and metric of some channels; without a copy where nothing else needs them."""
+        precision, metric = self._precision(point), self._metrics[id(point)]
+        if is_last:
+            del self._precisions[id(point)], self._metrics[id(point)]
+        if np.array_equal(point.roots, roots):
+            return precision, metric
+        at = _spread(np.searchsorted(point.roots, roots), point.features)
+        return precision[np.ix_(at, at)], metric[np.ix_(at, at)]
 
 
 def _spread(members: np.ndarray, features: int) -> np.ndarray:
@@ -296,9 +331,12 @@ def eliminate(
         The order, `(n,)`, and the summed cost after each, `(n,)`.
     """
     features = features or [1] * len(precisions)
-    n = len(precisions[0]) // features[0]
+    return _eliminated([_Elimination(*triple) for triple in zip(precisions, metrics, features, strict=True)])
+
+
+def _eliminated(parts: "list[_Elimination]") -> tuple[np.ndarray, np.ndarray]:
+    n = len(parts[0].scores())
     left, order, costs = np.arange(n), [], [0.0]
-    parts = [_Elimination(*triple) for triple in zip(precisions, metrics, features, strict=True)]
     at_once, block = max(n // 256, 1), max(n // 16, 32)
     while len(left):
         alive = np.ones(len(left), bool)

@@ -30,12 +30,13 @@ def within(planner: Any, orders: list[np.ndarray], curves: list[np.ndarray], lat
         whole = pathlib.Path(folder) / "whole.tflite"
         export.to_litert(planner.found.model, whole)
         low, high, share = 0.0, 1.0, float(latency)
-        best, fastest = None, np.inf
+        best, fastest, refused = None, np.inf, None
         for _ in range(_TRIES):
             limits = dataclasses.replace(planner.wanted, macs=min(planner.wanted.macs or np.inf, share * planner.costs.macs))
             try:
                 found = planner.rebuilt(orders, curves, limits)
-            except ValueError:  # there is no such small model
+            except ValueError as error:  # there is no such small model
+                refused = error
                 low, share = share, (share + high) / 2
                 continue
             ratio = _ratio(whole, found[0].model, pathlib.Path(folder) / "smaller.tflite")
@@ -48,6 +49,8 @@ def within(planner: Any, orders: list[np.ndarray], curves: list[np.ndarray], lat
                 high = share
             guess = share * latency / ratio
             share = guess if low < guess < high else (low + high) / 2
+        if best is None and refused is not None and fastest == np.inf:
+            raise refused
         if best is None:
             raise ValueError(
                 f"No model as fast as `latency` wants was found by removing channels: the fastest takes {fastest:.2f} of the "

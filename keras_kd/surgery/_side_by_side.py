@@ -32,8 +32,14 @@ def fitting(model: Any, x: Any) -> list[Any]:
     """Flat inputs of a batch, of the model's types."""
     wanted = _nodes.graph_of(model).inputs
     given = keras.tree.flatten(x)
-    if isinstance(x, dict) and set(x) == {tensor.name for tensor in wanted}:
+    names = {tensor.name for tensor in wanted}
+    if isinstance(x, dict) and set(x) == names:
         given = [x[tensor.name] for tensor in wanted]
+    elif isinstance(x, dict) and len(x) == len(wanted) > 1 and set(x) != _keys(model):
+        raise ValueError(
+            f'`data` must have the names that "{model.name}" takes, {", ".join(sorted(names))}. '
+            f"Received: {', '.join(sorted(map(str, x)))}."
+        )
     shapes = [tuple(np.shape(value)) for value in given]
     fits = len(given) == len(wanted) and all(
         len(shape) == len(tensor.shape) and all(m in (None, n) for n, m in zip(shape[1:], tensor.shape[1:], strict=True))
@@ -46,6 +52,12 @@ def fitting(model: Any, x: Any) -> list[Any]:
             f"Received: {', '.join(map(str, shapes)) or 'nothing'}."
         )
     return [keras.ops.convert_to_tensor(value, tensor.dtype) for value, tensor in zip(given, wanted, strict=True)]
+
+
+def _keys(model: Any) -> set[Any]:
+    """Names of a model's inputs where it was made with a dict of them."""
+    structure = _nodes.graph_of(model)._inputs_struct
+    return set(structure) if isinstance(structure, dict) else set()
 
 
 def held(model: Any, batches: Iterable[list[Any]]) -> list[list[Any]]:

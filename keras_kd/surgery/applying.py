@@ -13,6 +13,7 @@ from keras_kd import _lineage
 from keras_kd._progress import Progress
 from keras_kd.analysis.plans import ACTIONS, Plan, Step
 from keras_kd.surgery import _analysis, _costs, _nodes, _side_by_side
+from keras_kd.surgery._reports import Report
 from keras_kd.surgery.channels import remove_channels
 from keras_kd.surgery.depth import linearize, remove_layers
 from keras_kd.surgery.low_rank import factorize
@@ -40,7 +41,7 @@ class StepResult:
 
 
 @dataclasses.dataclass(frozen=True)
-class ApplyReport:
+class ApplyReport(Report):
     """What `apply` did.
 
     Attributes:

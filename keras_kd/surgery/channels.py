@@ -10,10 +10,11 @@ from keras_kd.surgery import _analysis, _heads, _side_by_side
 from keras_kd.surgery._analysis import Analysis
 from keras_kd.surgery._rebuild import Rebuilt
 from keras_kd.surgery._refit import Refit, refit
+from keras_kd.surgery._reports import Report
 
 
 @dataclasses.dataclass(frozen=True)
-class SurgeryReport:
+class SurgeryReport(Report):
     """What `remove_channels` did.
 
     Attributes:

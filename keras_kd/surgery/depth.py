@@ -11,12 +11,13 @@ from keras_kd.surgery._places import Block, Place
 from keras_kd.surgery._rebuild import Rebuilt, Replacement
 from keras_kd.surgery._refit import Refit
 from keras_kd.surgery._removals import Removal
+from keras_kd.surgery._reports import Report
 from keras_kd.surgery._side_by_side import checked_batches
 from keras_kd.surgery.merging import told_costs
 
 
 @dataclasses.dataclass(frozen=True)
-class LinearizeReport:
+class LinearizeReport(Report):
     """What `linearize` did.
 
     Attributes:
@@ -60,7 +61,7 @@ class LinearizeReport:
 
 
 @dataclasses.dataclass(frozen=True)
-class RemovalReport:
+class RemovalReport(Report):
     """What `remove_layers` did.
 
     Attributes:

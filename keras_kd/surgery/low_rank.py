@@ -14,6 +14,7 @@ from keras_kd.surgery import _analysis, _costs, _side_by_side
 from keras_kd.surgery._analysis import Analysis
 from keras_kd.surgery._budgets import Option, choose
 from keras_kd.surgery._rebuild import Rebuilt, Replacement
+from keras_kd.surgery._reports import Report
 from keras_kd.surgery._sites import METHODS, Site, sites_of
 from keras_kd.surgery._thinning import MAX_WINDOW, Curves, Fit, Fitting, lost_of_weights
 
@@ -53,7 +54,7 @@ class Factorization:
 
 
 @dataclasses.dataclass(frozen=True)
-class FactorizationReport:
+class FactorizationReport(Report):
     """What `factorize` did.
 
     Attributes:

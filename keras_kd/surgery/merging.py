@@ -6,10 +6,11 @@ from typing import Any
 from keras_kd.surgery import _analysis, _costs, _pairs, _places
 from keras_kd.surgery._places import Graph
 from keras_kd.surgery._rebuild import Rebuilt, Replacement
+from keras_kd.surgery._reports import Report
 
 
 @dataclasses.dataclass(frozen=True)
-class MergeReport:
+class MergeReport(Report):
     """What `merge_linear` or `fold_batch_norm` did.
 
     Attributes:

@@ -134,6 +134,7 @@ def prune_channels(
         Heads Really Better than One?, 2019 (`"taylor"` of heads).
     """
     model = _analysis.checked(model)
+    _check_states(model)
     budgets = {"macs": macs, "parameters": parameters, "latency": latency}
     _check(budgets, criterion, scope, round_to, min_channels)
     if reconstruct not in (True, False, "layers", "together"):
@@ -192,7 +193,7 @@ def _check(budgets: dict[str, Any], criterion: Any, scope: Any, round_to: Any, m
     if scope not in ("global", "layer"):
         raise ValueError(f'`scope` must be "global" or "layer". Received: scope={scope!r}.')
     for name, value in (("round_to", round_to), ("min_channels", min_channels)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
             raise ValueError(f"`{name}` must be a whole number of at least 1. Received: {name}={value!r}.")
 
 
@@ -208,11 +209,12 @@ def _orders(
     if criterion == "redundancy":
         with Progress(sum(len(x[0]) for x in batches), title="moments", verbose=verbose) as progress:
             curvature = _curvature.Curvature(found, _counted(batches, progress), sum(len(x[0]) for x in batches))
-        pairs = [curvature.order(roots) for _, roots in groups]
+        pairs = curvature.orders([roots for _, roots in groups])
         return [order for order, _ in pairs], [curve for _, curve in pairs]
     if criterion in ("taylor", "fisher"):
-        losses = _losses(found.model, samples or [], loss)
-        scores = _criteria.first_order(found, groups, batches, losses, str(criterion))
+        parts = list(_curvature.parted(samples or [], _curvature.samples_at_once(found.model)))
+        losses = _losses(found.model, parts, loss)
+        scores = _criteria.first_order(found, groups, [x for x, _ in parts], losses, str(criterion))
     elif criterion == "magnitude":
         scores = _criteria.magnitudes(found, groups)
     elif criterion == "batch_norm":
@@ -242,9 +244,11 @@ def _losses(model: Any, samples: _side_by_side.Samples, loss: Any) -> list[Calla
     task = _arguments.task_of(model, outputs, samples[0][1], None, loss)
 
     def made(y: Any) -> Callable[[list[Any]], Any]:
+        labels = keras.tree.map_structure(keras.ops.convert_to_tensor, y)
+
         def function(values: list[Any]) -> Any:
             nested = keras.tree.pack_sequence_as(graph._outputs_struct, values)
-            return keras.ops.sum(task.loss(keras.ops.convert_to_tensor(y), nested))  # type: ignore[misc]
+            return keras.ops.sum(task.loss(labels, nested))  # type: ignore[misc]
 
         return function
 
@@ -252,6 +256,15 @@ def _losses(model: Any, samples: _side_by_side.Samples, loss: Any) -> list[Calla
         _arguments.check_numbers(y)
         task.check(y)
     return [made(y) for _, y in samples]
+
+
+def _check_states(model: Any) -> None:
+    stateful = [layer.name for layer in model._flatten_layers() if getattr(layer, "stateful", False)]
+    if stateful:
+        raise ValueError(
+            "`model` must not keep states from batch to batch. Received: the stateful layers "
+            f"{', '.join(stateful)}. Build it with stateful=False and take over the weights."
+        )
 
 
 class Planner:
@@ -314,6 +327,7 @@ class Planner:
             ]
             told = " and ".join(f"{name}={round(least):,} ({least / max(whole, 1):.1%})" for name, _, least, whole in known)
             given = ", ".join(f"{name}={round(value):,}" for name, value, _, _ in known)
+            given += f", round_to={self.round_to}" * (self.round_to > 1)
             raise ValueError(
                 f"The budget cannot be met by removing channels: with {self.min_channels} left in each group the smallest is "
                 f"{told}. Received: {given}. `find_groups(model)` says which channels stay and why."

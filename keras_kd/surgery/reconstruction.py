@@ -15,6 +15,7 @@ from keras_kd._progress import Progress
 from keras_kd.surgery import _analysis, _nodes, _side_by_side
 from keras_kd.surgery._curvature import as_logits
 from keras_kd.surgery._rebuild import Rebuilt
+from keras_kd.surgery._reports import Report
 
 EPOCHS = 30
 _BATCH = 32
@@ -28,7 +29,7 @@ _AUTO_WORK = 1e12  # multiply-accumulates
 
 
 @dataclasses.dataclass(frozen=True)
-class Reconstruction:
+class Reconstruction(Report):
     """What `reconstruct` did.
 
     Attributes:

@@ -9,6 +9,7 @@ import numpy as np
 from keras_kd import _lineage, _taps
 from keras_kd.surgery import _analysis, _nodes
 from keras_kd.surgery._matching import Choice, Unit, paired, units
+from keras_kd.surgery._reports import Report
 from keras_kd.teachers import check_model
 
 _WAYS = ("auto", "name", "shape", "channels")
@@ -32,7 +33,7 @@ class Transferred:
 
 
 @dataclasses.dataclass(frozen=True)
-class TransferReport:
+class TransferReport(Report):
     """What `transfer_weights` did.
 
     Attributes:

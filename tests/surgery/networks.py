@@ -298,6 +298,9 @@ def enliven(model, x, seed=0):
             variable.assign(rng.uniform(0.5, 1.5, variable.shape))
         elif variable.name in ("beta", "bias"):
             variable.assign(rng.normal(0, 0.3, variable.shape))
+    for layer in model._flatten_layers():
+        if type(layer).__name__ == "LayerScale":  # ConvNeXt's begin at a millionth
+            layer.gamma.assign(rng.uniform(0.5, 1.5, layer.gamma.shape))
     norms = [layer for layer in model._flatten_layers() if isinstance(layer, L.BatchNormalization)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:

@@ -295,6 +295,21 @@ def test_labels_make_the_gradients_those_of_the_loss(labels):
     assert smaller.count_params() < model.count_params()
 
 
+def test_labels_of_several_outputs_are_nested_as_these_are():
+    inputs = keras.Input((4,))
+    x = L.Dense(8, activation="relu")(inputs)
+    model = networks.randomize(keras.Model(inputs, {"kind": L.Dense(3)(x), "size": L.Dense(2)(x)}))
+    data = np.random.default_rng(0).normal(size=(32, 4)).astype("float32")
+    labels = {"kind": np.arange(32) % 3, "size": data[:, :2]}
+
+    def loss(y, given):
+        kinds = keras.losses.sparse_categorical_crossentropy(y["kind"], given["kind"], from_logits=True)
+        return kinds + keras.ops.mean((y["size"] - given["size"]) ** 2, -1)
+
+    smaller = prune(model, macs=0.5, data=data, labels=labels, criterion="fisher", loss=loss, verbose=0)
+    assert smaller.count_params() < model.count_params()
+
+
 @pytest.mark.parametrize("seed", [3, 4, *[pytest.param(seed, marks=pytest.mark.thorough) for seed in range(5, 15)]])
 def test_random_networks_lose_a_fifth_of_their_weights(seed, tmp_path):
     model = networks.random_network(seed)
@@ -363,14 +378,129 @@ def test_a_file_of_a_faster_model_takes_at_most_the_wanted_time():
         ({"macs": 0.5, "labels": np.zeros(3, int), "criterion": "fisher"}, "`labels` must hold one entry"),
         ({"macs": 0.5, "criterion": "fisher", "loss": "mse"}, "`labels` must be given"),
         ({"macs": 0.5, "criterion": lambda model, group: [1.0]}, "`criterion` must give a finite number"),
+        ({"macs": 0.5, "criterion": lambda model, group: ["high"] * group.channels}, "`criterion` must give a finite number"),
+        ({"macs": 0.5, "criterion": lambda model, group: [[1], [1, 2]]}, "`criterion` must give a finite number"),
         ({"macs": 0.001}, r"the smallest is macs=[\d,]+ \("),
+        ({"macs": 0.5, "round_to": 32}, r"Received: macs=[\d,]+, round_to=32\."),
     ],
-    ids=range(16),
+    ids=range(19),
 )
 def test_bad_input_is_refused_by_name(options, told):
     model = network()
     with pytest.raises((ValueError, TypeError), match=told):
         prune(model, **{"data": images(8), "verbose": 0} | options)
+
+
+@pytest.mark.parametrize("criterion", ["redundancy", "taylor"])
+def test_outputs_without_gradients_are_refused(criterion):
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, keras.ops.argmax(L.Dense(3)(L.Dense(8)(inputs)), -1))
+    with pytest.raises(ValueError, match=r"outputs must change smoothly.*magnitude"):
+        prune(model, macs=0.5, data=np.ones((4, 4), "float32"), criterion=criterion, verbose=0)
+
+
+def test_a_network_with_states_is_refused():
+    inputs = keras.Input(batch_shape=(2, 3, 4))
+    model = keras.Model(inputs, L.Dense(2)(L.LSTM(4, stateful=True, name="memory")(inputs)))
+    with pytest.raises(ValueError, match="the stateful layers memory"):
+        prune(model, macs=0.5, criterion="magnitude", verbose=0)
+
+
+def test_inputs_of_other_names_are_refused_and_known_ones_may_come_in_any_order():
+    image, words = keras.Input((4,), name="image"), keras.Input((4,), name="words")
+    model = networks.randomize(keras.Model([words, image], L.Dense(2)(L.Concatenate()([L.Dense(6)(words), L.Dense(6)(image)]))))
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(2, 64, 4)).astype("float32")
+    with pytest.raises(ValueError, match="must have the names.*image, words. Received: images, words"):
+        prune(model, macs=0.5, data={"images": x, "words": y}, verbose=0)
+    by_name, in_order = (prune(model, macs=0.5, data=data, verbose=0) for data in ({"image": x, "words": y}, [y, x]))
+    for one, other in zip(by_name.weights, in_order.weights, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_single_sample_of_a_single_output_gives_costs_of_its_own_size():
+    inputs = keras.Input((4,))
+    model = networks.randomize(keras.Model(inputs, L.Dense(1)(L.Dense(8, activation="relu")(inputs))))
+    _, report = prune(model, macs=np.float32(0.5), round_to=np.int64(1), data=np.ones((1, 4)), verbose=0, return_report=True)
+    assert 0 <= report.cost < 1e3
+
+
+def test_what_two_layers_read_of_one_tensor_counts_for_both_with_one_covariance():
+    inputs = keras.Input((5,))
+    x = L.Dense(6, name="a")(inputs)
+    model = networks.randomize(keras.Model(inputs, L.Concatenate()([L.Dense(2, name="b")(x), L.Dense(3, name="c")(x)])))
+    found = _analysis.analyse(model)
+    (_, roots), *_ = groups_of(found)
+    data = np.random.default_rng(0).normal(size=(500, 5)).astype("float32")
+    curvature = _curvature.Curvature(found, [[tf.constant(data)]], len(data))
+    (point,) = curvature.points
+    # outputs in units of their spread: E (g' d)^2 for signs at random is the sum of the squares of what each output changes by
+    outputs = np.asarray(model(data))
+    kernels = [np.asarray(model.get_layer(name).kernel, "float64") for name in "bc"]
+    expected = sum(kernel @ kernel.T for kernel in kernels) / np.var(outputs) / 5
+    (order, costs), *_ = curvature.orders([roots])
+    assert costs[-1] == pytest.approx(np.trace(expected @ np.cov(np.asarray(model.get_layer("a")(data)).T, bias=True)), rel=0.1)
+    assert sorted(order.tolist()) == list(range(6))
+    assert point.roots.tolist() == roots.tolist()
+
+
+def test_what_is_read_for_the_last_time_is_forgotten_and_orders_are_those_of_one_by_one():
+    model, x = network(), tf.constant(images(16))
+    found = _analysis.analyse(model)
+    several = [roots for _, roots in groups_of(found)]
+    one, all_ = (_curvature.Curvature(found, [[x]], 16) for _ in range(2))
+    for (order, costs), roots in zip(all_.orders(several), several, strict=True):
+        expected, values = one.order(roots)
+        np.testing.assert_array_equal(order, expected)
+        np.testing.assert_allclose(costs, values)
+    assert not all_._metrics
+    assert not all_._precisions
+    assert one._metrics
+
+
+@pytest.mark.parametrize("criterion", ["redundancy", "taylor", "fisher"])
+def test_passes_with_gradients_hold_few_samples_and_sum_up_to_the_same(criterion, monkeypatch):
+    model, x, y = network("softmax"), images(24), np.arange(24) % 4
+    sizes, scores, plain = [], [], _curvature.gradients
+
+    def gradients(found, points, inputs, loss):
+        sizes[-1].append(len(inputs[0]))
+        return plain(found, points, inputs, loss)
+
+    monkeypatch.setattr(_curvature, "gradients", gradients)
+    for memory in (1 << 27, 1):
+        monkeypatch.setattr(_curvature, "_MEMORY", memory)
+        sizes.append([])
+        smaller, report = prune(
+            model, macs=0.6, data=x, labels=y, criterion=criterion, reconstruct=False, verbose=0, return_report=True
+        )
+        scores.append((report.cost, [v.shape for v in smaller.weights]))
+    assert sizes == [[24], [1] * 24]
+    if criterion != "redundancy":  # signs are drawn at random, part by part
+        assert scores[0][0] == pytest.approx(scores[1][0], rel=1e-3)
+        assert scores[0][1] == scores[1][1]
+
+
+def test_a_budget_of_time_that_no_model_can_be_made_for_is_told_as_that(monkeypatch):
+    monkeypatch.setattr("keras_kd.export.to_litert", lambda *_: None)
+    with pytest.raises(ValueError, match="The budget cannot be met by removing channels"):
+        prune(network(), latency=0.5, min_channels=100, criterion="magnitude", verbose=0)
+
+
+@pytest.mark.parametrize("samples", [16, 400])
+def test_few_samples_make_a_wide_layer_dearer_and_many_leave_it(samples, monkeypatch):
+    inputs = keras.Input((40,))
+    model = networks.randomize(keras.Model(inputs, L.Dense(4)(L.Dense(40)(inputs))))
+    found = _analysis.analyse(model)
+    (_, roots), *_ = groups_of(found)
+    data = tf.constant(np.random.default_rng(0).normal(size=(samples, 40)).astype("float32"))
+    costs = {}
+    for name in ("shrunk", "plain"):
+        if name == "plain":
+            monkeypatch.setattr("keras_kd.surgery._shrinkage.Covariance.shrinkage", lambda *_: 0.0)
+        costs[name] = _curvature.Curvature(found, [[data]], samples).order(roots)[1][10]
+    ratio = costs["shrunk"] / costs["plain"]
+    assert ratio > 10 if samples == 16 else 1 <= ratio < 1.25
 
 
 def test_the_smallest_budget_that_an_error_names_can_be_met():

@@ -1,0 +1,172 @@
+"""compress: the best file within a budget, measured, kept, and gone on with."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_kd
+from keras_kd import export
+from keras_kd.compression import automatic
+
+L = keras.layers
+rng = np.random.default_rng(0)
+CENTRES = rng.normal(size=(4, 10))
+Y = rng.integers(0, 4, 400)
+X = (CENTRES[Y] + rng.normal(size=(400, 10)) * 0.9).astype("float32")
+BUDGET = 3200
+
+
+def build(outputs=4):
+    keras.utils.set_random_seed(0)
+    layers = [L.Dense(64, activation="relu", name="a", bias_initializer="random_normal"), L.Dense(16, activation="relu", name="b")]
+    return keras.Sequential([keras.Input((10,)), *layers, L.Dense(outputs, name="head")])
+
+
+@pytest.fixture(scope="module")
+def model():
+    made = build()
+    made.compile(keras.optimizers.Adam(0.01), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    made.fit(X, Y, epochs=3, batch_size=50, verbose=0)
+    return made
+
+
+@pytest.fixture(autouse=True)
+def one_way(monkeypatch):
+    monkeypatch.setattr(automatic, "WAYS", {"channels": automatic.WAYS["channels"]})
+
+
+@pytest.fixture(scope="module")
+def done(model, tmp_path_factory):
+    """A compression in a folder, with the calls of `fit` counted."""
+    folder = tmp_path_factory.mktemp("kept")
+    before = [w.copy() for w in model.get_weights()]
+    arguments = {"budget": BUDGET, "validation_data": (X[:150], Y[:150]), "epochs": 1, "folder": folder, "verbose": 0}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(automatic, "WAYS", {"channels": automatic.WAYS["channels"]})
+        found = keras_kd.compress(model, X, Y, max_trials=1, **arguments)
+    for one, other in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(one, other)
+    return found, folder, arguments
+
+
+def test_the_file_is_the_best_within_the_budget_and_computes_what_the_model_does(done):
+    found, folder, _ = done
+    assert found.path.stat().st_size == found.best.size <= BUDGET
+    assert found.best.score == max(one.score for one in found.attempts if one.fits)
+    (outputs,) = export.run_litert(found.path, X[:150])
+    assert found.best.score == pytest.approx(np.mean(outputs.argmax(-1) == Y[:150]))
+    np.testing.assert_array_equal(np.asarray(found.model(X[:150])).argmax(-1), outputs.argmax(-1))
+    assert found.what == "accuracy"
+    assert not any(one.fits for one in found.attempts if one.name == "int8")
+    assert json.loads((folder / "report.json").read_text()) == found.as_dict()
+    assert "chosen" in str(found)
+    assert found.best.size > 0.85 * BUDGET
+
+
+def test_the_same_call_goes_on_where_it_ended(done, model, monkeypatch):
+    found, _, arguments = done
+    monkeypatch.setattr(automatic._Work, "_train", lambda *a, **k: pytest.fail("nothing is left to train"))
+    again = keras_kd.compress(model, X, Y, max_trials=1, **arguments)
+    assert again.attempts == found.attempts
+    assert again.path.read_bytes() == found.path.read_bytes()
+
+
+def test_an_interruption_loses_the_running_trial_alone(done, model, monkeypatch, capsys):
+    found, folder, arguments = done
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(automatic._Work, "_fit", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            keras_kd.compress(model, X, Y, max_trials=2, **arguments | {"verbose": 1})
+    assert "the same call goes on from there" in capsys.readouterr().out
+    more = keras_kd.compress(model, X, Y, max_trials=2, **arguments)
+    assert more.attempts[: len(found.attempts)] == found.attempts
+    assert len(more.attempts) == len(found.attempts) + 1
+    assert more.attempts[-1].name == "channels, trained again"
+    assert more.best.score >= found.best.score
+    with pytest.raises(ValueError, match=r"`folder` must be new.*another budget"):
+        keras_kd.compress(model, X, Y, **arguments | {"budget": BUDGET + 1})
+    with pytest.raises(ValueError, match=r"another model or data"):
+        keras_kd.compress(build(), X, Y, **arguments)
+    assert (folder / "compression.json").exists()
+
+
+def test_without_labels_the_agreement_counts_and_a_held_out_tenth_is_measured(model, capsys):
+    found = keras_kd.compress(model, X, budget="9KB", max_trials=0, verbose=1)
+    assert found.what == "agreement"
+    assert found.best.name == "int8"
+    order = np.random.default_rng(0).permutation(400)
+    held = X[np.sort(order[:40])]
+    (outputs,) = export.run_litert(found.path, held)
+    assert found.best.score == pytest.approx(np.mean(outputs.argmax(-1) == model.predict(held, verbose=0).argmax(-1)))
+    assert "chosen: int8" in capsys.readouterr().out
+
+
+def test_numbers_are_learned_from_batches_and_time_is_kept():
+    model = build(1)
+    data = tf.data.Dataset.from_tensor_slices((X, X[:, :1])).batch(50)
+    found = keras_kd.compress(model, data, validation_data=data, budget=9000, max_trials=1, epochs=1, max_minutes=1e-4, verbose=0)
+    assert found.what == "minus the mean squared error"
+    assert [one.epochs for one in found.attempts] == [0]
+    (outputs,) = export.run_litert(found.path, X)
+    assert found.best.score == pytest.approx(-np.mean((outputs - X[:, :1]) ** 2), rel=1e-4)
+
+
+def test_a_budget_that_nothing_meets_is_told_the_smallest_file(model):
+    with pytest.raises(
+        ValueError, match=r"`budget` must be one that can be met. Received: 300 bytes. The smallest file .* too many"
+    ):
+        keras_kd.compress(model, X, budget=300, verbose=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"budget": "many"}, "`budget` must be bytes"),
+        ({"budget": None}, "`budget` must be a number of bytes"),
+        ({"budget": 0}, "`budget` must be at least 1"),
+        ({"epochs": 0}, "`epochs` must be a whole number of at least 1"),
+        ({"max_trials": -1}, "`max_trials` must be a whole number of at least 0"),
+        ({"max_minutes": 0}, "`max_minutes` must be a number above 0"),
+        ({"loss": "mse"}, "`labels` must be given with `loss`"),
+        ({"data": iter([X])}, "must be arrays, or batches that can be read again"),
+        ({"data": [X[:50], X[50:100]]}, "takes|must"),
+        ({"data": tf.data.Dataset.from_tensor_slices(X).batch(9)}, "`validation_data` must be given"),
+        ({"data": X[:20]}, "`data` must have at least 64 samples"),
+        ({"model": "resnet"}, "`model` must be"),
+    ],
+    ids=range(12),
+)
+def test_bad_input_is_refused_by_name(options, told, model):
+    with pytest.raises((ValueError, TypeError), match=told):
+        keras_kd.compress(**{"model": model, "data": X, "budget": 9000, "verbose": 0} | options)
+
+
+@pytest.mark.parametrize(
+    ("given", "count"), [("100KB", 100_000), ("1.5 MB", 1_500_000), ("2KiB", 2048), ("12b", 12), (7.9, 7), ("64", 64)]
+)
+def test_budgets_may_have_units(given, count):
+    assert automatic.bytes_of(given) == count
+
+
+class Unregistered(L.Dense):
+    """A layer that no file brings back."""
+
+
+def test_a_model_that_no_file_brings_back_is_refused_before_the_work(tmp_path):
+    model = keras.Sequential([keras.Input((10,)), Unregistered(4)])
+    with pytest.raises(ValueError, match=r"`model` must be one that Keras can save and load.*register_keras_serializable"):
+        keras_kd.compress(model, X, budget=9000, folder=tmp_path, verbose=0)
+    assert not list(tmp_path.glob("original*"))
+
+
+def test_labels_without_a_loss_are_for_the_scores_alone(capsys):
+    found = keras_kd.compress(build(), X, Y, budget=9000, max_trials=1, epochs=2, verbose=1)
+    assert (found.what, found.attempts[-1].epochs) == ("accuracy", 2)
+    assert "epoch 2/2, loss" in capsys.readouterr().out
