@@ -96,6 +96,8 @@ def test_the_image_holds_what_it_is_built_from():
     sources = [name for line in re.findall(r"^COPY (.*)$", text, flags=re.MULTILINE) for name in line.split()[:-1]]
     assert "deploy/search.py" in sources
     assert [name for name in sources if not (FOLDER.parent / name).exists()] == []
+    sent = [line[1:] for line in (FOLDER / "Dockerfile.dockerignore").read_text().splitlines() if line.startswith("!")]
+    assert sorted(sent) == sorted(sources)
 
 
 def test_the_script_searches_on_one_machine_and_goes_on(tmp_path, monkeypatch):
