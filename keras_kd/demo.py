@@ -407,7 +407,7 @@ def _search(data: Data, teacher: keras.Model, settings: Settings, folder: pathli
 
     from keras_kd import tuner as kd_tuner
 
-    space = {"channels": [0.7, 0.5, 0.35, 0.25, 0.15], "rank": [1.0, 0.5], "learning_rate": [1e-3, 3e-3], "sparsity": None}
+    space = {"channels": [0.4, 0.2, 0.1, 0.05, 0.025], "rank": [1.0, 0.6], "learning_rate": [1e-3, 3e-3], "sparsity": None}
     hypermodel = kd_tuner.CompressionHyperModel(
         teacher,
         data=data.images,
