@@ -117,7 +117,7 @@ def test_a_name_that_is_missing_is_said(site):
 
 
 def prose(page):
-    return re.sub(r"```.*?```|`[^`]*\]\([^`]*`", "", page.read_text(), flags=re.DOTALL)
+    return re.sub(r"```.*?```|`[^`\n]*\]\([^`\n]*`", "", page.read_text(), flags=re.DOTALL)
 
 
 def anchors(page):

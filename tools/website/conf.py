@@ -7,6 +7,8 @@ from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
+from sphinx.util.inspect import signature, stringify_signature
+
 import keras_kd
 from tools.website import docstrings, names
 
@@ -20,6 +22,7 @@ source_suffix = {".md": "markdown", ".rst": "restructuredtext"}
 html_theme = "furo"  # light and dark, with system fonts: nothing is fetched from elsewhere
 html_title = f"keras_kd {version}"
 html_copy_source = html_show_sourcelink = False
+html_show_search_summary = False  # which a page opened from a disk may not fetch
 html_theme_options = {"navigation_with_keys": True}
 html_static_path: list[str] = []
 
@@ -62,9 +65,17 @@ def _bases(app: Any, name: str, thing: Any, options: Any, bases: list[Any]) -> N
             bases[index] = f"``{public[0] if isinstance(public, list) else public}``"
 
 
+def _signature(app: Any, what: str, name: str, thing: Any, options: Any, given: str, returned: str) -> tuple[str, str] | None:
+    """Shows what `__init__` takes where Keras hides it behind a `__new__` of its own."""
+    if what != "class" or given != "(*args, **kwargs)":
+        return None
+    return stringify_signature(signature(thing.__init__, bound_method=True), unqualified_typehints=True), returned
+
+
 def setup(app: Any) -> dict[str, bool]:
     """Connects what is done to docstrings, before napoleon (500) reads them."""
     app.connect("autodoc-process-docstring", _docstring, priority=400)
+    app.connect("autodoc-process-signature", _signature)
     app.connect("autodoc-skip-member", _skip)
     app.connect("autodoc-process-bases", _bases)
     return {"parallel_read_safe": True}
