@@ -75,7 +75,7 @@ def compress(
             without either, only the distillation counts.
         folder: where to keep candidates, files and the state; made if it is not there. None: a temporary one, and the file goes
             with it as soon as nobody holds the result.
-        seed: of the split, the order of the data, and what is random in layers.
+        seed: of the split, the order of the data, and what is random in layers; each training sets Keras' global seed by it.
         verbose: 0 is silent; 1 or "auto" says what is done, and what came of it.
 
     Returns:
@@ -175,6 +175,7 @@ class _Work:
         self._end = None if folder is not None else weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.state = self._begun()
+        self._check_file()
         if not self.state["original"]:
             file = self.folder / "original.tflite"
             size = export.to_litert(model, file, quantization="float32").size
@@ -185,6 +186,21 @@ class _Work:
         self.say(f"original, float32: {known['size']:,} bytes, {self.state['what']} {known['score']:.4f}")
 
     # What is kept
+
+    def _check_file(self) -> None:
+        """Candidates are kept in files, so that the model's layers must be such that a file brings back."""
+        path = self.folder / "original.keras"
+        if path.exists():
+            return
+        self.model.save(path)
+        try:
+            _loaded(path)
+        except (TypeError, ValueError) as error:
+            path.unlink()
+            raise ValueError(
+                f"`model` must be one that Keras can save and load. Received: {str(error).splitlines()[0]} Register classes of "
+                "your own with @keras.saving.register_keras_serializable()."
+            ) from error
 
     def _begun(self) -> dict[str, Any]:
         """The state of the folder, or a new one."""
@@ -232,6 +248,7 @@ class _Work:
         for name, way in WAYS.items():
             key = name.replace(" ", "_")
             if key not in self.state["attempts"]:
+                self.say(f"{name}: looking for the share that the budget allows")
                 share = self._share(name, whole)
                 self._attempt(key, name, share, lambda way=way, share=share: self._cut(way, share, True))
 
@@ -333,9 +350,7 @@ class _Work:
         target = f"{key}_trained" if not again else f"{key}_again"
         self.say(f"{former.name}: distilling for {epochs} epochs at a learning rate of {rate:.2g}")
         path = self.folder / f"{key}.keras"
-        student = keras.models.clone_model(self.model) if not path.exists() else keras.saving.load_model(path, compile=False)
-        if not path.exists():
-            student.set_weights(self.model.get_weights())
+        student = _loaded(path if path.exists() else self.folder / "original.keras")
         keras.utils.set_random_seed(self.settings["seed"] + len(self.attempts))
         quantization = self._fit(student, rate, epochs, deadline)
         name = f"{former.name}, trained" if not again else f"{former.name} again"
@@ -360,7 +375,9 @@ class _Work:
         rates = keras.optimizers.schedules.CosineDecay(rate, steps)
         distiller.compile(keras.optimizers.Adam(rates), self.loss)
         quantization = Quantization()
-        distiller.fit(**self.data.fit_arguments(), epochs=epochs, verbose=0, callbacks=[quantization, _Until(deadline)])
+        distiller.fit(
+            **self.data.fit_arguments(), epochs=epochs, verbose=0, callbacks=[quantization, _Watch(deadline, epochs, self.say)]
+        )
         return quantization
 
     def result(self) -> Compression:
@@ -383,7 +400,7 @@ class _Work:
         key = max(within, key=lambda one: within[one].score)
         target = self.folder / "model.tflite"
         shutil.copyfile(self.folder / f"{key}.tflite", target)
-        model = keras.saving.load_model(self.folder / f"{key}.int8.keras", compile=False)
+        model = _loaded(self.folder / f"{key}.int8.keras")
         shutil.copyfile(self.folder / f"{key}.int8.keras", self.folder / "model.keras")
         found = Compression(
             model, target, within[key], tuple(attempts.values()), self.budget, known["score"], known["size"], self.state["what"]
@@ -396,12 +413,23 @@ class _Work:
         return found
 
 
-class _Until(keras.callbacks.Callback):
-    """Ends a training in time; what it has reached by then is measured."""
+def _loaded(path: pathlib.Path) -> Any:
+    """A model that was written here, so that code in its file is the user's own."""
+    return keras.saving.load_model(path, compile=False, safe_mode=False)
 
-    def __init__(self, deadline: float) -> None:
+
+class _Watch(keras.callbacks.Callback):
+    """Says how far a training is, and ends it in time; what it has reached by then is measured."""
+
+    def __init__(self, deadline: float, epochs: int, say: Any) -> None:
         super().__init__()
-        self.deadline = deadline
+        self.deadline, self.epochs, self.say = deadline, epochs, say
+        self.began = time.monotonic()
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Says the loss, and how long it will take."""
+        left = (time.monotonic() - self.began) / (epoch + 1) * (self.epochs - epoch - 1)
+        self.say(f"  epoch {epoch + 1}/{self.epochs}, loss {(logs or {}).get('loss', math.nan):.4g}, {left:.0f} s left")
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Looks at the clock."""

@@ -327,10 +327,10 @@ class Planner:
             ]
             told = " and ".join(f"{name}={round(least):,} ({least / max(whole, 1):.1%})" for name, _, least, whole in known)
             given = ", ".join(f"{name}={round(value):,}" for name, value, _, _ in known)
-            multiple = f", a multiple of {self.round_to}," if self.round_to > 1 else ""
+            given += f", round_to={self.round_to}" * (self.round_to > 1)
             raise ValueError(
-                f"The budget cannot be met by removing channels: with {self.min_channels}{multiple} left in each group the "
-                f"smallest is {told}. Received: {given}. `find_groups(model)` says which channels stay and why."
+                f"The budget cannot be met by removing channels: with {self.min_channels} left in each group the smallest is "
+                f"{told}. Received: {given}. `find_groups(model)` says which channels stay and why."
             )
         return made
 

@@ -153,3 +153,20 @@ def test_bad_input_is_refused_by_name(options, told, model):
 )
 def test_budgets_may_have_units(given, count):
     assert automatic.bytes_of(given) == count
+
+
+class Unregistered(L.Dense):
+    """A layer that no file brings back."""
+
+
+def test_a_model_that_no_file_brings_back_is_refused_before_the_work(tmp_path):
+    model = keras.Sequential([keras.Input((10,)), Unregistered(4)])
+    with pytest.raises(ValueError, match=r"`model` must be one that Keras can save and load.*register_keras_serializable"):
+        keras_kd.compress(model, X, budget=9000, folder=tmp_path, verbose=0)
+    assert not list(tmp_path.glob("original*"))
+
+
+def test_labels_without_a_loss_are_for_the_scores_alone(capsys):
+    found = keras_kd.compress(build(), X, Y, budget=9000, max_trials=1, epochs=2, verbose=1)
+    assert (found.what, found.attempts[-1].epochs) == ("accuracy", 2)
+    assert "epoch 2/2, loss" in capsys.readouterr().out
