@@ -51,6 +51,8 @@ def test_names_in_texts_lead_to_one_thing():
     links = names.links()
     assert links["KDLoss"] == links["losses.KDLoss"] == links["keras_kd.losses.KDLoss"] == "keras_kd.losses.KDLoss"
     assert "get" not in links  # of losses or of schedules
+    assert names.target("KDLoss(temperature=4.0)", links) == "keras_kd.losses.KDLoss"
+    assert names.target("compress", links) is None  # a word, as likely as the function
 
 
 def test_code_in_backticks_becomes_a_literal_or_a_link():
@@ -61,6 +63,8 @@ def test_code_in_backticks_becomes_a_literal_or_a_link():
 
 def test_what_restructuredtext_would_read_as_markup_is_escaped():
     assert rst("|w| * 2 and `a * b`, of w_ and a_b") == r"\|w\| \* 2 and ``a * b``, of w\_ and a_b"
+    assert rst("A star is *kept* here, and **here too**.") == "A star is *kept* here, and **here too**."
+    assert rst("**kwargs: a * b * c") == r"\*\*kwargs: a \* b \* c"
 
 
 def test_fences_and_tables_become_directives_and_examples_stay():

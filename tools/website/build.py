@@ -26,7 +26,7 @@ from tools.website import check, docstrings, names, tables
 ROOT = pathlib.Path(__file__).parents[2]
 SOURCE, SITE = ROOT / "build" / "site-source", ROOT / "build" / "site"
 NAVIGATION = {
-    "Start": ["Overview <README>", "tutorials/README"],
+    "Start": ["Overview <README>", "tutorials/README", "中文 <README.zh-CN>"],
     "Guides": ["losses", "teachers", "pruning", "quantization", "order", "surgery", "analysis", "compress", "search"],
     "Scale": ["large_data", "distributed"],
     "Coming from": ["from_keras", "from_tfmot", "from_torchdistill", "comparison"],
@@ -56,18 +56,18 @@ def links() -> dict[str, str]:
 
 def prepared(page: pathlib.Path) -> str:
     """A page of the repository as a page of the site: notebooks have become pages, and names are links."""
-    text = re.sub(r"(\]\((?:tutorials/)?\w+)\.ipynb\)", r"\1.md)", page.read_text())
+    text = re.sub(r"(\]\((?:tutorials/)?[\w.-]+)\.ipynb\)", r"\1.md)", page.read_text())
     return linked(text, links(), first_column=not page.name.startswith("from_"))  # which holds the names of another library
 
 
 def copy_pages() -> None:
     """Copies what is readable as it is, and what those pages link to."""
     for folder, patterns in {
-        ".": ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE"],
+        ".": ["README*.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE"],
         "docs": ["*.md"],
         "benchmarks": ["*.py", "results/*"],
         "tests": ["test_keras_distillation_defects.py"],
-        "tutorials": ["*.py", "*.ipynb", "README.md"],
+        "tutorials": ["*.py", "*.ipynb", "*.md"],
     }.items():
         for path in [path for pattern in patterns for path in sorted((ROOT / folder).glob(pattern))]:
             target = SOURCE / path.relative_to(ROOT)
@@ -82,10 +82,8 @@ def linked(text: str, links: dict[str, str], *, first_column: bool = True) -> st
     """Makes names in the text of a page, not in its code, links to the API reference; `first_column`: in that of tables, too."""
 
     def role(match: re.Match[str]) -> str:
-        code = match[1]
-        target = links.get(code.split("(")[0])
-        sure = target and ("." in code.split("(")[0] or code[0].isupper()) and not set(code) & set("<>\\|")
-        return f"{{py:obj}}`{code} <{target}>`" if sure else match[0]
+        target = names.target(match[1], links)
+        return f"{{py:obj}}`{match[1]} <{target}>`" if target else match[0]
 
     kept = r"^```.*?^```$|<!--.*?-->|\[[^\]\n]*`[^\]\n]*\]\(" + ("" if first_column else r"|^\|[^|\n]*\|")
     parts = re.split(f"({kept})", text, flags=re.DOTALL | re.MULTILINE)
@@ -106,7 +104,7 @@ def write_index() -> None:
         for caption, pages in NAVIGATION.items()
     )
     listed = "\n".join(
-        f"**{caption}:** " + ", ".join(f"{{doc}}`/{find(page)}`".replace("/Overview <", "Overview </") for page in pages) + "\n"
+        f"**{caption}:** " + ", ".join(re.sub("`/(.*) <", r"`\1 </", f"{{doc}}`/{find(page)}`") for page in pages) + "\n"
         for caption, pages in NAVIGATION.items()
     )
     write("index.md", f"{begin}\n\n{listed}\n\n{trees}")
@@ -201,8 +199,9 @@ def write_tutorials() -> None:
             parts += [shown(output, path.stem, f"{number}-{index}") for index, output in enumerate(cell.get("outputs", []))]
         write(f"tutorials/{path.stem}.md", "\n\n".join(parts) + f"\n\n[This notebook](/tutorials/{path.name})\n")
         pages.append(path.stem)
+    texts = [path.stem for path in sorted((ROOT / "tutorials").glob("*.md")) if path.stem not in [*pages, "README"]]
     with (SOURCE / "tutorials" / "README.md").open("a") as readme:
-        readme.write("\n:::{toctree}\n:hidden:\n\n" + "\n".join(pages) + "\n:::\n")
+        readme.write("\n:::{toctree}\n:hidden:\n\n" + "\n".join(pages + texts) + "\n:::\n")
 
 
 def shown(output: dict[str, Any], notebook: str, number: str) -> str:

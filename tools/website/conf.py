@@ -47,7 +47,12 @@ _LINKS, _HOMES = names.links(), names.homes()
 
 def _docstring(app: Any, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
     own = _HOMES.get(id(thing), name)
-    lines[:] = docstrings.to_rst(lines, lambda code: None if _LINKS.get(code) in (None, own) else _LINKS[code])
+
+    def reference(code: str) -> str | None:
+        target = names.target(code, _LINKS)
+        return None if target == own else target
+
+    lines[:] = docstrings.to_rst(lines, reference)
 
 
 def _skip(app: Any, what: str, name: str, thing: Any, skip: bool, options: Any) -> bool | None:
@@ -69,7 +74,8 @@ def _signature(app: Any, what: str, name: str, thing: Any, options: Any, given: 
     """Shows what `__init__` takes where Keras hides it behind a `__new__` of its own."""
     if what != "class" or given != "(*args, **kwargs)":
         return None
-    return stringify_signature(signature(thing.__init__, bound_method=True), unqualified_typehints=True), returned
+    found = signature(thing.__init__, bound_method=True).replace(return_annotation=inspect.Signature.empty)
+    return stringify_signature(found, unqualified_typehints=True), returned
 
 
 def setup(app: Any) -> dict[str, bool]:

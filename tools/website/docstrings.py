@@ -5,7 +5,8 @@ import re
 from collections.abc import Callable, Iterator
 
 _FENCE = re.compile(r"^(\s*)```(\w*)\s*$")
-_CODE = re.compile(r"(``.+?``|`[^`]+`)", flags=re.DOTALL)
+# What stays as it is or becomes a literal: code in backticks, and words between stars.
+_KEPT = re.compile(r"(``.+?``|`[^`]+`|(?<![\w*])(?:\*\w[\w ]*\*|\*\*\w[\w ]*\*\*)(?![\w*]))", flags=re.DOTALL)
 _ROW = re.compile(r"^\s*\|.*\|\s*$")
 _ITEM = re.compile(r"^\s*(-|\d+\.) ")
 
@@ -84,10 +85,12 @@ def _apart(lines: list[str]) -> Iterator[str]:
 
 
 def _text(text: str, reference: Callable[[str], str | None]) -> str:
-    parts = _CODE.split(text)
+    parts = _KEPT.split(text)
     for index, part in enumerate(parts):
         if index % 2 == 0:
             parts[index] = re.sub(r"([*|])", r"\\\1", re.sub(r"(?<=\w)_(?!\w)", r"\\_", part))
+            continue
+        if part[0] == "*":
             continue
         code = " ".join(part.strip("`").split())
         target = reference(code)

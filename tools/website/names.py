@@ -51,3 +51,10 @@ def links() -> dict[str, str]:
         shorts.setdefault(name.rsplit(".", 1)[1], set()).add(home)
     unique = {short: min(full) for short, full in shorts.items() if len(full) == 1 and short[0].isupper()}
     return unique | found
+
+
+def target(code: str, known: dict[str, str]) -> str | None:
+    """What `code` in a text links to: a name of `links()`, also with arguments (`KDLoss(temperature=4.0)`); None for no link."""
+    name = code.split("(")[0]
+    sure = "." in name or name[:1].isupper()
+    return known.get(name) if sure and not set(code) & set("<>\\|`\n") else None

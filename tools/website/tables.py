@@ -54,7 +54,8 @@ def _rows(rows: list[tuple[str, Any]], *, numbered: bool = False) -> Iterator[st
 
 def _alike(rows: list[dict[str, Any]]) -> bool:
     """Whether rows have so many keys in common that one table shows them."""
-    return len({key for row in rows for key in row}) <= 1.5 * min(len(row) for row in rows)
+    keys = {key for row in rows for key in row}
+    return len(keys) == max(map(len, rows)) or len(keys) <= 1.5 * min(map(len, rows))
 
 
 def _is_row(value: Any) -> bool:
