@@ -81,9 +81,14 @@ def test_a_list_gets_the_empty_line_before_it():
 
 def test_results_become_tables_with_intervals():
     shown = tables.of(
-        {"machine": {"cores": 2}, "ratio": {"median": 1.02345, "median_low": 1.0, "median_high": 1.1}, "runs": [{"a": 1}]}
+        {
+            "machine": {"cores": 2},
+            "ratio": {"median": 1.02345, "median_low": 1.0, "median_high": 1.1},
+            "runs": [{"a": 1, "b": {"c": {}}}],
+        }
     )
     assert "| ratio | 1.023 (1 to 1.1) |" in shown
+    assert "| a |\n|---|\n| 1 |" in shown  # without what is nested in it
     assert shown.index("## Runs") < shown.index("## Machine")
 
 

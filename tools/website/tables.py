@@ -39,11 +39,12 @@ def _section(title: str, value: Any, level: int) -> Iterator[str]:
 
 
 def _rows(rows: list[tuple[str, Any]], *, numbered: bool = False) -> Iterator[str]:
-    if not all(_is_row(row) for _, row in rows):
+    if not all(isinstance(row, dict) for _, row in rows):
         yield "| | |\n|---|---|"
         yield from (f"| {name} | {_cell(row)} |" for name, row in rows)
         return
     keys = list(dict.fromkeys(key for _, row in rows for key in row))
+    keys = [key for key in keys if all(_is_cell(row.get(key)) for _, row in rows)]  # what is nested stays in the file
     head = keys if numbered else ["", *keys]
     yield "| " + " | ".join(map(_words, head)) + " |\n|" + "---|" * len(head)
     for name, row in rows:
