@@ -121,7 +121,9 @@ class Profile:
         peak = f"{self.peak_activation_bytes:,} at once"
         made.add_row("all", "", "", f"{self.parameters:,}", f"{self.nonzero_parameters:,}", macs, peak)
         # Wide enough for any path, and without what a terminal would be given: colours, [tags] in names of layers.
-        console = Console(file=io.StringIO(), width=1000, color_system=None, markup=False, emoji=False, highlight=False)
+        console = Console(
+            file=io.StringIO(), width=1000, color_system=None, markup=False, emoji=False, highlight=False, force_jupyter=False
+        )
         with console.capture() as captured:
             console.print(made)
             for name, latency in (("Keras", self.keras_latency), ("LiteRT", self.latency)):

@@ -73,6 +73,13 @@ def test_the_notebook_was_executed_to_the_end_without_an_error(tutorial):
 
 
 @each_tutorial
+def test_what_the_notebook_prints_is_plain_text(tutorial):
+    outputs = [output for cell in notebook_of(tutorial)["cells"] for output in cell.get("outputs", [])]
+    assert not [output for output in outputs if "text/html" in output.get("data", {})]  # an empty frame that rich would show
+    assert "\x1b" not in "".join("".join(output.get("text", "")) for output in outputs)
+
+
+@each_tutorial
 def test_the_notebook_says_nothing_of_the_machine_that_ran_it(tutorial):
     text = tutorial.with_suffix(".ipynb").read_text()
     text = re.sub(r'"[A-Za-z0-9+/=\\n]{200,}"', '""', text)  # pictures: base64 holds slashes

@@ -102,7 +102,7 @@ class Plan:
             made.add_row(
                 step.action, step.layer, what, f"{step.error:.2g}", f"{step.cost:.2g}", f"{step.macs:,}", f"{step.parameters:,}"
             )
-        console = Console(width=160)
+        console = Console(width=160, color_system=None, force_jupyter=False)
         with console.capture() as captured:
             console.print(made)
             told = f"MACs {self.macs:,} -> {self.macs_after:,}, weights {self.parameters:,} -> {self.parameters_after:,}"

@@ -75,7 +75,7 @@ class ProbeReport:
         for row in self.rows:
             accuracy = f"{100 * row.accuracy:.1f} ± {100 * row.standard_error:.1f}"
             made.add_row(row.name, row.kind, f"{row.width:,}", accuracy, f"{row.l2:g}")
-        console = Console(width=160)
+        console = Console(width=160, color_system=None, force_jupyter=False)
         with console.capture() as captured:
             console.print(made)
             own = "" if self.model_accuracy is None else f", the model itself {100 * self.model_accuracy:.1f} %"

@@ -264,7 +264,7 @@ class LinearReport:
         for block in self.blocks:
             linearity = _shown(block.linearity, ".3f")
             made.add_row(f"{block.first} .. {block.last}", "block", "", "", "", linearity)
-        console = Console(width=200)
+        console = Console(width=200, color_system=None, force_jupyter=False)
         with console.capture() as captured:
             console.print(made)
             told = f"{self.samples:,} samples; noise {self.noise[0]:g}; response: output change for input change, both relative."

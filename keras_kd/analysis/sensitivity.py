@@ -104,7 +104,7 @@ class SensitivityReport:
             predicted = (f"{cell.predicted[one]:.2g}" if one in cell.predicted else "-" for one in measures)
             made.add_row(cell.layer, f"{cell.ratio:g}", lost, f"{cell.loss_increase:.3g}", *predicted)
         made.add_row("rank correlation", "", "", "", *(f"{self.correlations[one]:.2f}" for one in measures))
-        console = Console(width=180)
+        console = Console(width=180, color_system=None, force_jupyter=False)
         with console.capture() as captured:
             console.print(made)
         return "\n".join(line.rstrip() for line in captured.get().splitlines())

@@ -80,7 +80,7 @@ class Compression:
             mark = "chosen" if one == self.best else one.note if one.note else "" if one.fits else "over the budget"
             score, size = ("", "") if one.note else (f"{one.score:.4f}", f"{one.size:,}")
             made.add_row(one.name, score, size, f"{one.parameters:,}", str(one.epochs or ""), f"{one.seconds:.0f}", mark)
-        console = Console(width=140, markup=False, highlight=False)
+        console = Console(width=140, markup=False, highlight=False, color_system=None, force_jupyter=False)
         with console.capture() as captured:
             console.print(made)
         table_text = "\n".join(line.rstrip() for line in captured.get().splitlines())

@@ -165,7 +165,9 @@ class Comparison:
         for row in self.rows:
             made.add_row(*(column.shown(row) for column in columns))
         # Wide enough for any name, and without what a terminal would be given: colours, [tags] in names.
-        console = Console(file=io.StringIO(), width=1000, color_system=None, markup=False, emoji=False, highlight=False)
+        console = Console(
+            file=io.StringIO(), width=1000, color_system=None, markup=False, emoji=False, highlight=False, force_jupyter=False
+        )
         with console.capture() as captured:
             console.print(made)
             console.print(f"{self.samples:,} sample{'s' * (self.samples > 1)}; agreement with {self.reference}.")

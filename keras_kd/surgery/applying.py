@@ -70,7 +70,7 @@ class ApplyReport(Report):
             where = one.step.layer + (f" to {one.step.last}" if one.step.last else "")
             numbers_ = f"{one.step.error:.2g}", _told(one.measure), _counted(one.macs), f"{one.parameters:,}"
             made.add_row(one.step.action, where, *numbers_, "yes" if one.taken else "no")
-        console = Console(width=140)
+        console = Console(width=140, color_system=None, force_jupyter=False)
         with console.capture() as captured:
             console.print(made)
             if self.stopped:

@@ -51,7 +51,7 @@ class SurgeryReport(Report):
             lost.add_row(name, str(len(gone) + len(self.kept[name])), str(len(self.kept[name])))
         for one in self.refits:
             fitted.add_row(one.layer, f"{one.error_before:.2g}", f"{one.error_after:.2g}", f"{one.rows:,}")
-        console = Console(width=140)
+        console = Console(width=140, color_system=None, force_jupyter=False)
         with console.capture() as captured:
             console.print(lost)
             if self.refits:

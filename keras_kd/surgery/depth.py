@@ -101,7 +101,7 @@ def _shown(headings: Sequence[tuple[str, Any]], rows: Sequence[Sequence[str]]) -
     from rich import table
     from rich.console import Console
 
-    console = Console(width=140)
+    console = Console(width=140, color_system=None, force_jupyter=False)
     with console.capture() as captured:
         made = table.Table(box=None, pad_edge=False)
         for heading, side in headings:

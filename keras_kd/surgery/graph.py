@@ -96,7 +96,7 @@ class ChannelGraph:
         for group in self.groups:
             count = f"{group.channels:,}" + " heads" * (group.axis == "heads")
             made.add_row(_shortened(group.makers), count, _shortened(group.carriers), _shortened(group.readers))
-        console = Console(width=160)
+        console = Console(width=160, color_system=None, force_jupyter=False)
         with console.capture() as captured:
             console.print(made)
             for pin in self.pinned:

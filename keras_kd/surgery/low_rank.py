@@ -84,7 +84,7 @@ class FactorizationReport(Report):
             errors = f"{one.error_before:.2g}", f"{one.error_after:.2g}"
             sizes = one.macs, one.macs_after, one.parameters, one.parameters_after
             made.add_row(one.layer, one.method, str(one.rank), *errors, *map(_told, sizes))
-        console = Console(width=160)
+        console = Console(width=160, color_system=None, force_jupyter=False)
         with console.capture() as captured:
             console.print(made)
             for layer, reason in self.left.items():

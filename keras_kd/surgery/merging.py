@@ -38,7 +38,7 @@ class MergeReport(Report):
             made.add_column(heading, overflow="fold")
         for name, layers in self.merged.items():
             made.add_row(name, ", ".join(layers))
-        console = Console(width=140)
+        console = Console(width=140, color_system=None, force_jupyter=False)
         with console.capture() as captured:
             console.print(made)
             for layer, reason in self.kept.items():

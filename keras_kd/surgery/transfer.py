@@ -55,7 +55,7 @@ class TransferReport(Report):
             made.add_column(heading, overflow="fold")
         for one in self.layers:
             made.add_row(one.layer, one.source or "", "left as it was" if one.outcome == "left" else one.outcome, one.detail)
-        console = Console(width=160, markup=False, highlight=False)
+        console = Console(width=160, markup=False, highlight=False, color_system=None, force_jupyter=False)
         with console.capture() as captured:
             console.print(made)
             console.print(f"{self.taken:,} of {self.weights:,} weights taken over")

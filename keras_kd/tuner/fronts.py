@@ -76,7 +76,9 @@ class ParetoFront:
         for one in front:
             numbers = [_shown(one.values[name]) for name, _ in self.objectives]
             made.add_row(one.trial_id, *numbers, *(_shown(one.hyperparameters.get(name, "")) for name in names))
-        console = Console(file=io.StringIO(), width=1000, color_system=None, markup=False, emoji=False, highlight=False)
+        console = Console(
+            file=io.StringIO(), width=1000, color_system=None, markup=False, emoji=False, highlight=False, force_jupyter=False
+        )
         with console.capture() as captured:
             console.print(made)
             others = f", {self.left_out} left out (over budget, or not finite)" if self.left_out else ""

@@ -8,6 +8,7 @@ from keras import layers
 
 from keras_kd import _calls, _macs, analysis
 from keras_kd.analysis import LinearReport, Moments, Plan, _flows, _places, linear_analysis
+from keras_kd.surgery import SurgeryReport
 from tests.analysis.test_linear import randomized
 
 X = np.random.default_rng(0).normal(size=(400, 8)).astype("float32")
@@ -274,3 +275,22 @@ def test_a_report_is_a_page_of_its_own(tmp_path):
     assert "data:image/png;base64," in text
     assert "Linear analysis of net" in text
     assert "http" not in text.replace("http-equiv", "")
+
+
+@pytest.mark.parametrize(
+    "report",
+    [
+        Plan(steps=(), macs=2, macs_after=1, parameters=2, parameters_after=1, reached=True, untouched={}),
+        SurgeryReport(kept={"a": np.array([0])}, removed={"a": np.array([1])}, parameters=2, parameters_after=1),
+    ],
+    ids=["plan", "surgery"],
+)
+def test_the_text_of_a_report_is_plain_and_shows_nothing_by_itself_in_a_notebook(report, monkeypatch):
+    display = pytest.importorskip("IPython.display")
+    plain, shown = str(report), []
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    monkeypatch.setattr(display, "display", shown.append)
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as notebooks set it
+    assert str(report) == plain
+    assert "\x1b" not in plain
+    assert not shown
