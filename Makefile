@@ -5,11 +5,12 @@ BIN := $(VENV)/bin
 # With fewer of TensorFlow's notes on processors and missing GPUs.
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: demo test test-thorough lint format types docs-test bench zoo wheel tutorials clean
+.PHONY: demo test test-thorough lint format types docs docs-test bench zoo wheel tutorials clean
 
-# Two sets of packages, each noted by a file that is newer than pyproject.toml while the set is up to date.
+# Three sets of packages, each noted by a file that is newer than pyproject.toml while the set is up to date.
 DEMO := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
+DOCS := $(VENV)/.installed-docs
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit("keras_kd needs Python 3.11 or later; PYTHON=... chooses one" if sys.version_info < (3, 11) else 0)'
@@ -21,6 +22,10 @@ $(DEMO): pyproject.toml | $(BIN)/python
 
 $(DEV): pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@ $(DEMO)
+
+$(DOCS): pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
 	touch $@ $(DEMO)
 
 demo: $(DEMO)  ## teacher, student alone, student distilled, LiteRT file: a table and a picture in runs/demo
@@ -43,8 +48,11 @@ format: $(DEV)  ## formats the code
 types: $(DEV)  ## the type checker
 	$(BIN)/mypy
 
-docs-test: $(DEV)  ## the examples in docstrings and in the README
-	$(BIN)/python -m pytest tests/test_docstrings.py tests/test_readme.py
+docs: $(DOCS)  ## the documentation site in build/site; a warning, a broken link or a missing name is an error
+	$(BIN)/python -m tools.website.build
+
+docs-test: $(DEV)  ## the examples in docstrings, in the README and in docs
+	$(BIN)/python -m pytest tests/test_docstrings.py tests/test_readme.py tests/test_docs_code.py
 
 tutorials: $(DEV)  ## executes the tutorials and writes their notebooks
 	$(BIN)/python tools/build_tutorials.py

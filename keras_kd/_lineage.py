@@ -12,6 +12,7 @@ import numpy as np
 
 Masks = Mapping[str, np.ndarray]  # by layer, True for each channel of the original's output that is still there
 
+_SPEAKERS: Any = weakref.WeakKeyDictionary()  # of each recording, the model that it is of
 _ANCESTORS: Any = weakref.WeakKeyDictionary()  # of each model: the models that it was made from, the nearest first, and masks
 
 
@@ -25,7 +26,20 @@ def remember(model: Any, original: Any, masks: Masks) -> None:
 
 def masks_between(model: Any, original: Any) -> Masks | None:
     """Which channels of `original` a model has; None if it was not made from it."""
+    if original is None:  # as ancestors are that nobody holds any more
+        return None
     return next((masks for ancestor, masks in _ANCESTORS.get(model, ()) if ancestor() is original), None)
+
+
+def remember_speaker(recording: Any, model: Any) -> None:
+    """Says whose answers a recording holds."""
+    _SPEAKERS[recording] = weakref.ref(model)
+
+
+def speaker_of(recording: Any) -> Any:
+    """The model that was recorded, as long as it is in memory; else None."""
+    speaker = _SPEAKERS.get(recording)
+    return None if speaker is None else speaker()
 
 
 def masks_from_first(model: Any) -> Masks | None:

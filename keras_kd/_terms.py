@@ -268,7 +268,7 @@ def check_layers(term: Term, teacher: Any, student: keras.Model) -> None:
 
 def _kept_channels(term: Term, teacher: Any, student: keras.Model) -> list[list[int] | None]:
     """For each pair of layers of one path, the teacher's channels that a student made from it has; None where it has all."""
-    original = getattr(teacher, "model", None)
+    original = teacher.original
     masks = _lineage.masks_between(student, original)
     if masks is None:
         return []

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from keras_kd import cli, demo, report
+from keras_kd import cli, demo, export, report
 
 FASHION = "Fashion-MNIST is not in ~/.keras/datasets/fashion-mnist (.ci/run installs it)"
 
@@ -153,3 +153,37 @@ def test_the_command_line_explains_errors_without_a_traceback(monkeypatch, capsy
     monkeypatch.setattr(demo.keras.datasets.mnist, "load_data", offline)
     assert cli.main(["demo", "--dataset", "mnist", "--out", str(tmp_path / "x")]) == 1
     assert "mnist cannot be loaded (no network). Without a network: --dataset digits" in capsys.readouterr().err
+
+
+def small_teacher(shape, classes):
+    layers = demo.layers
+    body = [layers.Conv2D(8, 3, strides=2, activation="relu"), layers.Flatten(), layers.Dense(24, activation="relu")]
+    return demo.keras.Sequential([demo.keras.Input(shape), *body, layers.Dense(classes)], name="teacher")
+
+
+def test_the_search_shows_the_front_of_its_trials_and_of_their_files(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(demo, "make_teacher", small_teacher)
+    settings = demo.Settings(epochs=1, teacher_epochs=1)
+    results = demo.search(settings, tmp_path, trials=2)
+    assert json.loads((tmp_path / "search.json").read_text()) == json.loads(json.dumps(results))
+    assert results["trials"] == 2
+    assert 1 <= len(results["front"]) <= 2
+    told = capsys.readouterr().out
+    data = demo.load("digits")
+    for one in results["front"]:
+        logits = export.run_litert(one["file"], data.test[0])[0]
+        assert one["accuracy"] == np.mean(logits.argmax(-1) == data.test[1])
+        assert one["bytes"] < results["teacher"]["bytes"]
+        assert f"{one['bytes']:,}" in told
+        assert set(one["hyperparameters"]) == {"channels", "rank", "learning_rate"}
+    assert (tmp_path / "front.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_command_line_passes_the_options_of_a_search_on(monkeypatch):
+    calls = []
+    monkeypatch.setattr(
+        demo, "search", lambda settings, out, trials, verbose: calls.append((settings.epochs, out, trials, verbose))
+    )
+    assert cli.main(["demo", "--search", "--trials", "3", "--out", "x"]) == 0
+    assert cli.main(["demo", "--search", "--epochs", "2", "--quiet"]) == 0
+    assert calls == [(15, "x", 3, True), (2, "runs/demo", 8, False)]

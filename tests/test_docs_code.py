@@ -1,5 +1,6 @@
 """The code on the pages of docs runs as it stands, from top to bottom."""
 
+import operator
 import pathlib
 import re
 
@@ -7,8 +8,23 @@ import keras
 import numpy as np
 import pytest
 
+from keras_kd import _tfmot
+
 ROOT = pathlib.Path(__file__).parent.parent
-PAGES = ["analysis.md", "compress.md", "pruning.md", "quantization.md", "search.md", "surgery.md", "teachers.md"]
+PAGES = [
+    "analysis.md",
+    "compress.md",
+    "from_keras.md",
+    "from_tfmot.md",
+    "from_torchdistill.md",
+    "large_data.md",
+    "order.md",
+    "pruning.md",
+    "quantization.md",
+    "search.md",
+    "surgery.md",
+    "teachers.md",
+]
 
 
 def classifier(width, name):
@@ -30,3 +46,10 @@ def test_every_block_runs(page, tmp_path, monkeypatch):
     assert blocks
     for block in blocks:
         exec(compile(block, page, "exec"), names)
+
+
+def test_the_names_of_tf_mot_that_a_page_gives_are_there():
+    names = set(re.findall(r"tfmot((?:\.\w+)+)", (ROOT / "docs" / "from_tfmot.md").read_text()))
+    assert len(names) > 15
+    for name in sorted(names):
+        operator.attrgetter(name[1:])(_tfmot.load())  # raises what is missing

@@ -5,7 +5,7 @@ import sys
 import tarfile
 import zipfile
 
-NEEDED = ("keras_kd/__init__.py", "keras_kd/py.typed", "keras_kd/losses/response.py", "keras_kd/cli.py")
+NEEDED = ("keras_kd/__init__.py", "keras_kd/py.typed", "keras_kd/losses/response.py", "keras_kd/cli/__init__.py")
 
 
 def main(folder: str) -> None:

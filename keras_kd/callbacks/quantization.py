@@ -53,7 +53,7 @@ class Quantization(keras.callbacks.Callback):
     Training, and validation inside it, compute with rounding; `model(x)` is the plain model at any time, and nothing of the
     callback is left on it after `fit`. `quantized_model()` gives a model that computes what training saw. On a `Distiller` it works
     on the student. Zeros of `Pruning` and `KeepSparsity` stay zeros; beside `Clustering` the channels of a kernel share one range,
-    so that its values stay few.
+    so that its values stay few. Keras' `TensorBoard` beside it shows the ranges.
 
     Args:
         num_bits: bits of the kernels, 2 to 16; or a dict of bits by choice of layers, in place of `layers`, of which the first that
@@ -201,8 +201,18 @@ class Quantization(keras.callbacks.Callback):
         self.on_test_end()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Notes which ranges the weights of this epoch have."""
+        """Notes which ranges the weights of this epoch have, and hands them to a TensorBoard callback beside it."""
         self._note()
+        for other in getattr(self._list(), "callbacks", ()):
+            if isinstance(other, keras.callbacks.TensorBoard) and self._has_ranges():
+                self._show(other, epoch)
+
+    def _show(self, board: Any, epoch: int) -> None:
+        """Writes ranges where TensorBoard has its scalars; in the logs, hundreds of them would fill the progress bar."""
+        with board._train_writer.as_default():
+            for name, limits in self.activation_ranges().items():
+                for end, value in zip(("low", "high"), limits, strict=True):
+                    tf.summary.scalar(f"range/{name}/{end}", value, step=epoch)
 
     def on_train_end(self, logs: Any = None) -> None:
         """Leaves a plain model."""

@@ -10,18 +10,22 @@ from keras_kd.cli import _files
 
 
 def demo(options: argparse.Namespace) -> None:
-    """Teacher, students, files: compared."""
+    """Teacher, students, files: compared; or a search for smaller teachers."""
     from keras_kd import demo as demonstration
 
     small = options.dataset == "digits"
+    usual = (15 if small else 5) if options.search else (60 if small else 20)
     settings = demonstration.Settings(
         dataset=options.dataset,
-        epochs=options.epochs or (60 if small else 20),
+        epochs=options.epochs or usual,
         teacher_epochs=25 if small else 6,
         seeds=options.seeds,
         seed=options.seed,
     )
-    demonstration.run(settings, options.out, verbose=not options.quiet)
+    if options.search:
+        demonstration.search(settings, options.out, trials=options.trials, verbose=not options.quiet)
+    else:
+        demonstration.run(settings, options.out, verbose=not options.quiet)
 
 
 def inspect(options: argparse.Namespace) -> None:

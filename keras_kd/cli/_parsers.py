@@ -56,10 +56,16 @@ def _demo(commands: Any) -> None:
         "--dataset fashion_mnist --epochs 10 --out runs/fashion",
     )
     demo.add_argument("--dataset", default="digits", choices=("digits", "fashion_mnist", "mnist", "cifar10"))
-    demo.add_argument("--epochs", type=at_least_1, help="epochs of each student (60 on digits, 20 elsewhere)")
+    demo.add_argument("--epochs", type=at_least_1, help="epochs of each student (60 on digits, 20 elsewhere; --search: 15 and 5)")
     demo.add_argument("--seeds", type=at_least_1, default=3, help="number of seeds (3)")
     demo.add_argument("--seed", type=int, default=0, help="the first seed (0)")
     demo.add_argument("--out", default="runs/demo", help="folder for report.png, results.json and student.tflite (runs/demo)")
+    demo.add_argument(
+        "--search",
+        action="store_true",
+        help="search how far the teacher can be compressed, and show the front of accuracy and bytes",
+    )
+    demo.add_argument("--trials", type=at_least_1, default=8, help="of --search (8)")
     demo.add_argument("--quiet", action="store_true", help="print nothing")
 
 

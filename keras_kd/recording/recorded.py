@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_kd import _lineage
 from keras_kd._progress import check_verbose
 from keras_kd.recording._encodings import Encoding
 from keras_kd.recording._fingerprints import changed_examples
@@ -111,7 +112,10 @@ def record_teacher(
     source = Source(dataset, batch_size)
     recorder = Recorder(holder, source, folder, augment=augment, settings=settings, samples_per_shard=samples_per_shard)
     recorder.run(thorough=verify, verbose=verbose)
-    return Recording(folder, augment=augment)
+    recording = Recording(folder, augment=augment)
+    if (model := getattr(holder, "original", None)) is not None:
+        _lineage.remember_speaker(recording, model)
+    return recording
 
 
 class Recording:

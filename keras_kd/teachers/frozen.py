@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import keras
 
-from keras_kd import _taps
+from keras_kd import _lineage, _taps
 from keras_kd._outputs import output_kinds, shapes_agree
 from keras_kd.quantized._rounding import suspended
 from keras_kd.teachers._folding import find_pairs, folded
@@ -44,6 +44,11 @@ class Teacher:
     supports_jit = True  # whether XLA can compile it
     preprocessing: Any = None
     activation: str | None = None  # what its logits mean, where it has turned probabilities into them
+
+    @property
+    def original(self) -> Any:
+        """The one model whose answers these are; None where there is none, or it is not known."""
+        return getattr(self, "model", None)
 
     def __call__(self, x: Any, layer_names: Iterable[str] = ()) -> tuple[Any, dict[str, Any]]:
         """Returns the outputs for a batch, and those of the named layers."""
@@ -143,6 +148,11 @@ class RecordedTeacher(Teacher):
         self.given = recording
         self.name = f"recording of {recording.teacher_name}"
         self.kinds = list(recording.kinds)
+
+    @property
+    def original(self) -> Any:
+        """The model that was recorded, as long as it is in memory; None for a recording that was opened by its path."""
+        return _lineage.speaker_of(self.given)
 
     def __call__(self, x: Any, layer_names: Iterable[str] = ()) -> tuple[Any, dict[str, Any]]:
         """Returns what was recorded for this batch."""

@@ -4,6 +4,7 @@
 from keras_kd.tuner import _needed  # noqa: F401  # first: says how to install what is missing
 
 # isort: on
+from keras_kd.tuner.compression import CompressionHyperModel
 from keras_kd.tuner.distributed import check_chief
 from keras_kd.tuner.fronts import Candidate, ParetoFront, hypervolume, pareto_front
 from keras_kd.tuner.hypermodels import DistillationHyperModel
@@ -14,6 +15,7 @@ from keras_kd.tuner.trials import fit_trial
 
 __all__ = [
     "Candidate",
+    "CompressionHyperModel",
     "DistillationHyperModel",
     "ParetoFront",
     "ParetoOracle",

@@ -6,7 +6,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import keras
 import keras_tuner
@@ -97,6 +97,10 @@ class DistillationHyperModel(keras_tuner.HyperModel):
     (2.0, 4)
     """
 
+    known: ClassVar[tuple[str, ...]] = KEYS  # what `search` may name; a subclass adds its own
+    default_search: ClassVar[Mapping[str, Any]] = DEFAULT_SEARCH
+    _hint_for_unknown = " What the student has, `build_student` takes from `hp`."
+
     def __init__(
         self,
         build_student: Callable[[Any], keras.Model],
@@ -126,8 +130,9 @@ class DistillationHyperModel(keras_tuner.HyperModel):
         self.build_student = build_student
         self.teacher = teacher
         self.losses = losses
-        self.given = _checked_search(search)
-        self.search = (_without(DEFAULT_SEARCH, "temperature") if _is_factory(losses) else DEFAULT_SEARCH) | self.given
+        self.given = self._checked_search(search)
+        defaults = dict(self.default_search)
+        self.search = (_without(defaults, "temperature") if _is_factory(losses) else defaults) | self.given
         self.loss, self.metrics, self.optimizer = loss, metrics, optimizer
         self.compile_options = dict(compile_options or {})
         self.score = score
@@ -312,6 +317,17 @@ class DistillationHyperModel(keras_tuner.HyperModel):
         model.teacher, call = found
         return call
 
+    def _checked_search(self, search: Any) -> dict[str, Any]:
+        if search is not None and not isinstance(search, Mapping):
+            raise TypeError(
+                f"`search` must be a dict of what is searched. Received: search={search!r} of type {type(search).__name__}."
+            )
+        if unknown := [key for key in search or {} if key not in self.known]:
+            raise ValueError(
+                f"`search` knows {', '.join(self.known)}. Received: {', '.join(map(str, unknown))}.{self._hint_for_unknown}"
+            )
+        return dict(search or {})
+
     def _check_objective(self, tuner_callbacks: Any) -> None:
         """Raises where trials would be compared by a loss that the search itself scales."""
         checkpoint = next((one for one in tuner_callbacks if _is_checkpoint(one)), None)
@@ -353,19 +369,6 @@ class DistillationHyperModel(keras_tuner.HyperModel):
         value = self.value(hp, "temperature") if softened or isinstance(self.losses, Mapping) else None
         for loss in softened if value is not None else ():
             loss.temperature = value
-
-
-def _checked_search(search: Any) -> dict[str, Any]:
-    if search is not None and not isinstance(search, Mapping):
-        raise TypeError(
-            f"`search` must be a dict of what is searched. Received: search={search!r} of type {type(search).__name__}."
-        )
-    if unknown := [key for key in search or {} if key not in KEYS]:
-        raise ValueError(
-            f"`search` knows {', '.join(KEYS)}. Received: {', '.join(map(str, unknown))}. What the student has, `build_student` "
-            "takes from `hp`."
-        )
-    return dict(search or {})
 
 
 def _choose(hp: Any, name: str, spec: Any, *, key: str | None = None) -> Any:

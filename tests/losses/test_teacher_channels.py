@@ -1,6 +1,7 @@
 """teacher_channels: losses on layers that compare chosen channels of the teacher, and a Distiller that finds those of surgery."""
 
 import copy
+import gc
 
 import keras
 import numpy as np
@@ -215,3 +216,28 @@ def test_it_trains_in_mixed_precision_and_compiled_by_xla(policy):
     distiller = keras_kd.Distiller(teacher, student, losses.HintLoss(**BY_LAYER))
     distiller.compile("sgd", loss=FROM_LOGITS, jit_compile=True)
     assert np.isfinite(distiller.train_on_batch(X, Y, return_dict=True)["loss"])
+
+
+def test_a_recording_of_this_teacher_has_its_channels_and_one_opened_by_its_path_does_not(tmp_path):
+    teacher, student = pruned()
+    recording = keras_kd.record_teacher(teacher, (X, Y), tmp_path / "said", layer_names=["conv2"], dtype="float32", verbose=0)
+    hint = losses.HintLoss(**BY_LAYER)
+    live = distilled(teacher, student, losses.HintLoss(**BY_LAYER)).evaluate(X, Y, verbose=0)
+    found = distilled(recording, student, hint).evaluate(recording.dataset(12), verbose=0)
+    np.testing.assert_allclose(found, live, rtol=1e-5)
+    assert hint.layers == []
+    projected = losses.HintLoss(**BY_LAYER)
+    distilled(keras_kd.Recording(tmp_path / "said"), student, projected)
+    assert len(projected.layers) == 1
+
+
+def test_a_recording_may_outlive_the_models_that_a_student_was_made_from(tmp_path):
+    teacher, student = pruned()
+    recording = keras_kd.record_teacher(teacher, (X, Y), tmp_path / "said", layer_names=["conv2"], verbose=0)
+    opened = keras_kd.Recording(tmp_path / "said")
+    del teacher
+    gc.collect()
+    for known in (recording, opened):
+        hint = losses.HintLoss(**BY_LAYER)
+        distilled(known, student, hint)
+        assert len(hint.layers) == 1

@@ -1,0 +1,1 @@
+"""What builds and checks what is made of the sources: tutorials, packages, the documentation site."""
