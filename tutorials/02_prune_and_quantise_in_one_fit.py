@@ -242,7 +242,7 @@ plt.show()
 # accuracy goes: rounded afterwards it is as good, and differences of a point are within what 573 images can tell. At 2 bits it is
 # another matter. Does *your* network stand 8 bits without training? To round a finished model takes one line: try that first.
 #
-# What training with rounding gives at 8 bits, too: the model that you measured is the one in the file.
+# What training with rounding gives at 8 bits, too: validation measures the model that goes into the file, before there is a file.
 #
 # ## The files
 #
