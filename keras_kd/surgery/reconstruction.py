@@ -18,7 +18,8 @@ from keras_kd.surgery._rebuild import Rebuilt
 from keras_kd.surgery._reports import Report
 
 EPOCHS = 30
-_BATCH = 32
+_BATCH = 16
+_FEWEST = 64  # samples
 _RATE = 0.02  # of the root mean square of a variable, and how far it goes in a step at first
 _FIRST, _SECOND = 0.9, 0.999  # decay of the means of gradients and of their squares
 _LEAST = 1e-3  # root mean square of a variable that is 0
@@ -113,8 +114,8 @@ def reconstruct(
         )
     batches = [x for x, _ in _side_by_side.samples_of(original, data, None)]
     count = sum(len(batch[0]) for batch in batches)
-    if count < 2 * _BATCH:
-        raise ValueError(f"`data` must have at least {2 * _BATCH} samples. Received: {count}. Better are 1,000.")
+    if count < _FEWEST:
+        raise ValueError(f"`data` must have at least {_FEWEST} samples. Received: {count}. Better are 1,000.")
     new = Rebuilt(_analysis.analyse(model), set()).model
     report = fit_together(new, original, batches, epochs, verbose)
     return (new, report) if return_report else new
