@@ -148,20 +148,6 @@ def optimizer(rate: float, settings: Settings) -> keras.optimizers.Optimizer:
     return keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(rate, settings.steps))
 
 
-def narrow(share: float) -> keras.Model:
-    """The network of surgery.py with a share of its widths."""
-    layers = keras.layers
-    x = image = keras.Input((28, 28, 1))
-    for index, (width, strides) in enumerate([(32, 2), (48, 1), (48, 1), (0, 0), (96, 1), (96, 1)]):
-        if not width:
-            x = layers.MaxPooling2D(2)(x)
-            continue
-        x = layers.Conv2D(round(width * share), 3, strides=strides, padding="same", use_bias=False, name=f"conv{index}")(x)
-        x = layers.BatchNormalization(name=f"norm{index}", momentum=0.9)(x)
-        x = layers.ReLU()(x)
-    return keras.Model(image, layers.Dense(10, name="head")(layers.GlobalAveragePooling2D()(x)))
-
-
 def of_file(path: pathlib.Path, data: Data) -> dict[str, Any]:
     """Accuracy of a LiteRT file on the test images in percent, and its sizes."""
     content = path.read_bytes()
@@ -237,7 +223,7 @@ def train_single(method: str, size: float, rate: float, data: Data, settings: Se
     call = data.fit_arguments(settings)
     if method == "students distilled":
         hypermodel = kd_tuner.DistillationHyperModel(
-            lambda hp: narrow(size),
+            lambda hp: original.build(size),
             data.teacher,
             search={"temperature": TEMPERATURE, "student_loss_weight": WEIGHT, "num_bits": 8},
             loss=CROSS_ENTROPY,
@@ -263,7 +249,7 @@ def train_single(method: str, size: float, rate: float, data: Data, settings: Se
 def started(method: str, size: float, data: Data) -> keras.Model:
     """What a single method that learns from labels begins with."""
     if method == "QAT alone":
-        return narrow(size)
+        return original.build(size)
     if method == "channels + QAT":
         return kd_surgery.prune_channels(data.teacher, macs=size, criterion="magnitude", reconstruct=False, verbose=0)
     student = keras.models.clone_model(data.teacher)

@@ -69,15 +69,15 @@ def load_data() -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.nda
     return ((x / 255).astype("float32")[..., None], y), ((test_x / 255).astype("float32")[..., None], test_y)
 
 
-def build() -> keras.Model:
-    """Five convolutions of 32, 48, 48, 96 and 96 channels, each with batch normalisation and ReLU."""
+def build(share: float = 1.0) -> keras.Model:
+    """Five convolutions of 32, 48, 48, 96 and 96 channels, or a share of these, each with batch normalisation and ReLU."""
     layers = keras.layers
     x = image = keras.Input((28, 28, 1))
     for index, (width, strides) in enumerate([(32, 2), (48, 1), (48, 1), (0, 0), (96, 1), (96, 1)]):
         if not width:
             x = layers.MaxPooling2D(2)(x)
             continue
-        x = layers.Conv2D(width, 3, strides=strides, padding="same", use_bias=False, name=f"conv{index}")(x)
+        x = layers.Conv2D(round(width * share), 3, strides=strides, padding="same", use_bias=False, name=f"conv{index}")(x)
         x = layers.BatchNormalization(name=f"norm{index}", momentum=0.9)(x)
         x = layers.ReLU()(x)
     x = layers.GlobalAveragePooling2D()(x)

@@ -4,23 +4,23 @@ import enum
 import numbers
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from keras_kd import _taps
 from keras_kd._calls import find_leaves
+from keras_kd.callbacks import _calibration, _quantizable
 from keras_kd.callbacks._kernels import Kernel, find_kernels, matcher
 from keras_kd.callbacks._presence import Last, is_running, leave, running_lists, take_back
 from keras_kd.callbacks.clustering import is_clustered
-from keras_kd.quantized import _kinds, _quantizers
+from keras_kd.quantized import _kinds
 from keras_kd.quantized import model as quantized_models
 from keras_kd.quantized._copying import attribute_of
 from keras_kd.quantized._epochs import Epochs
-from keras_kd.quantized._plan import Plan, make_plan
+from keras_kd.quantized._plan import make_plan
 from keras_kd.quantized._rounding import Ranges, Rounding
 
 _RANGES = "_keras_kd_ranges"  # the attribute of a model in training under which savers find the ranges
@@ -106,9 +106,9 @@ class Quantization(keras.callbacks.Callback):
         if isinstance(layers, list | tuple | set) and not layers:
             raise ValueError(f"`layers` must choose at least one layer; None chooses all. Received: layers={layers!r}.")
         for bits in num_bits.values() if isinstance(num_bits, dict) else [num_bits]:
-            _check_bits("num_bits", bits)
+            _quantizable.check_bits("num_bits", bits)
         if activation_bits is not None:
-            _check_bits("activation_bits", activation_bits)
+            _quantizable.check_bits("activation_bits", activation_bits)
         for name, step in (("start_step", start_step), ("freeze_step", freeze_step)):
             if step is not None and (isinstance(step, bool) or not isinstance(step, numbers.Integral) or step < 0):
                 raise ValueError(f"`{name}` must be a whole number of steps, 0 or more. Received: {name}={step!r}.")
@@ -271,7 +271,7 @@ class Quantization(keras.callbacks.Callback):
         self._rounding = None  # ranges of an earlier model, or of other weights, say nothing here
         self.set_model(model)
         rounding = self._prepare()
-        _warn_of_floats(rounding)
+        _quantizable.warn_of_floats(rounding)
         try:
             if self.calibration_data is not None:
                 self._calibrate(rounding)
@@ -291,10 +291,10 @@ class Quantization(keras.callbacks.Callback):
 
     def _prepare(self) -> Rounding:
         student: Any = getattr(self.model, "student", self.model)
-        _check_model(self.model, student)
+        _quantizable.check_model(self.model, student)
         if self._rounding is None or self._rounding.model is not student:
             plan = make_plan(student, self._bits_of(student), self.activation_bits, self._specs(student))
-            _check_plan(student, plan)
+            _quantizable.check_plan(student, plan)
             with self.model.distribute_strategy.scope():
                 self._rounding = Rounding(student, plan, Ranges(len(plan.names)), self.momentum)
             self._epochs, self._warned = Epochs(), False
@@ -332,7 +332,7 @@ class Quantization(keras.callbacks.Callback):
     def _specs(self, student: keras.Model) -> Any:
         specs = _taps.input_specs(student)
         if specs is None and self.calibration_data is not None:
-            batch = next(iter(_batches(self.calibration_data, None)))
+            batch = next(iter(_calibration.batches(self.calibration_data, None)))
             specs = keras.tree.map_structure(lambda x: tf.TensorSpec((None, *x.shape[1:]), x.dtype), batch)
         if specs is None:
             raise ValueError(
@@ -363,8 +363,8 @@ class Quantization(keras.callbacks.Callback):
         specs = keras.tree.flatten(self._specs(rounding.model))
         batches = 0
         self._rounding = None  # until it is done: half of the data is no calibration
-        for batch in _batches(self.calibration_data, len(specs)):
-            _check_batch(batch, specs)
+        for batch in _calibration.batches(self.calibration_data, len(specs)):
+            _calibration.check_batch(batch, specs)
             with self.model.distribute_strategy.scope(), rounding.active(update=True):
                 rounding.model(keras.tree.map_structure(tf.convert_to_tensor, batch), training=False)
             batches += 1
@@ -385,7 +385,7 @@ class Quantization(keras.callbacks.Callback):
 
     def _warn(self, rounding: Rounding) -> None:
         """Says what will not be as one may think, before the training and not after it."""
-        _warn_of_floats(rounding)
+        _quantizable.warn_of_floats(rounding)
         try:
             quantized_models.QuantizedModel(quantized_models.copy_model(rounding.model), rounding.plan)
         except ValueError as error:
@@ -433,76 +433,3 @@ class Quantization(keras.callbacks.Callback):
 
         function.lent_for = own  # type: ignore[attr-defined]
         return function
-
-
-def _check_model(model: Any, student: Any) -> None:
-    """Raises a `ValueError` for what this callback does not train."""
-    if (students := getattr(model, "students", None)) is not None:
-        raise ValueError(
-            "Quantization rounds one model. Received: a MutualDistiller of the students "
-            f"{', '.join(one.name for one in students)}. Let them teach each other first, and then `fit` each with a Quantization."
-        )
-    if not student.built:
-        raise ValueError(
-            f'The model "{student.name}" is not built, so what to round is not known. Call it on a batch of data first.'
-        )
-    if isinstance(student, quantized_models.QuantizedModel):
-        raise ValueError(
-            f'"{student.name}" is quantised already: it trains with rounding, and with the ranges that it has, by itself. Leave '
-            "Quantization out; or give it the plain model inside, `model.model`, to measure ranges anew."
-        )
-    if inner := quantized_models.quantized_parts(student):
-        raise ValueError(
-            f'The model "{student.name}" has parts that round by themselves, with the ranges that they have. Received: the '
-            f"QuantizedModel {', '.join(one.name for one in inner)} inside. Leave Quantization out; or build with the plain model "
-            "inside, `quantized.model`."
-        )
-
-
-def _check_plan(student: Any, plan: Plan) -> None:
-    """Raises a `ValueError` for a model in which nothing would be rounded."""
-    if not plan.spots and plan.leaves:
-        raise ValueError(
-            f'No layer of "{student.name}" was seen at work: its `call` is a `tf.function`, or runs them in loops. Take '
-            "`@tf.function` off, since `fit` compiles the whole step."
-        )
-    if not plan.bits:
-        found = plan.floats or [f"{path} ({kind})" for path, kind in plan.leaves] or ["no layers"]
-        raise ValueError(f'The model "{student.name}" has no layers that can be rounded. It has: {", ".join(found)}.')
-
-
-def _warn_of_floats(rounding: Rounding) -> None:
-    if rounding.plan.floats:
-        warnings.warn(f"These stay in float: {', '.join(rounding.plan.floats)}.", stacklevel=3)
-
-
-def _check_bits(name: str, bits: Any) -> None:
-    if isinstance(bits, bool) or not isinstance(bits, numbers.Integral) or int(bits) not in _quantizers.BITS:
-        raise ValueError(f"`{name}` must be a whole number from 2 to 16. Received: {name}={bits!r}.")
-
-
-def _batches(data: Any, count: int | None, size: int = 32) -> Iterator[Any]:
-    """Batches of inputs, as arrays nested as the model takes them; `count` is how many arrays it takes, where that is known."""
-    arrays = keras.tree.flatten(data)
-    if arrays and count in (None, len(arrays)) and all(isinstance(array, np.ndarray) or tf.is_tensor(array) for array in arrays):
-        for start in range(0, len(arrays[0]), size):
-            yield keras.tree.map_structure(lambda array: np.asarray(array[start : start + size]), data)  # noqa: B023
-        return
-    if isinstance(data, (str, bytes)) or not hasattr(data, "__iter__"):
-        raise TypeError(
-            "`calibration_data` must be an array, arrays nested as the model takes them, or an iterable of batches. Received: "
-            f"{data!r} of type {type(data).__name__}."
-        )
-    for batch in data:
-        yield keras.tree.map_structure(np.asarray, batch[0] if isinstance(batch, tuple) else batch)
-
-
-def _check_batch(batch: Any, specs: list[Any]) -> None:
-    arrays = keras.tree.flatten(batch)
-    if len(arrays) != len(specs) or not all(
-        spec.shape[1:].is_compatible_with(a.shape[1:]) for a, spec in zip(arrays, specs, strict=True)
-    ):
-        wanted, received = [tuple(spec.shape) for spec in specs], [array.shape for array in arrays]
-        raise ValueError(f"`calibration_data` must have the shapes of the model's inputs, {wanted}. Received: {received}.")
-    if any(array.dtype.kind == "f" and not np.isfinite(array).all() for array in arrays):
-        raise ValueError("`calibration_data` must be finite. Received: an array with NaN or infinite values.")
