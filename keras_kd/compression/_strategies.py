@@ -3,28 +3,34 @@
 from collections.abc import Callable
 from typing import Any
 
+import keras
+
 from keras_kd import surgery
+from keras_kd.surgery import _costs, reconstruction
 
-Way = Callable[[Any, float, Any, bool], Any]
+Way = Callable[[Any, float, Any], Any]
 
 
-def channels(model: Any, share: float, data: Any, together: bool) -> Any:
+def channels(model: Any, share: float, data: Any) -> Any:
     """Fewer channels."""
-    how = True if together else "layers"
-    return surgery.prune_channels(model, parameters=share, data=data, reconstruct=how, verbose=0)
+    return surgery.prune_channels(model, parameters=share, data=data, reconstruct="layers", verbose=0)
 
 
-def rank(model: Any, share: float, data: Any, together: bool) -> Any:
+def rank(model: Any, share: float, data: Any) -> Any:
     """Thinner layers, two in the place of one."""
-    thin = surgery.factorize(model, macs=share, data=data)
-    return surgery.reconstruct(thin, model, data, verbose=0) if together else thin
+    return surgery.factorize(model, macs=share, data=data)
 
 
-def both(model: Any, share: float, data: Any, together: bool) -> Any:
+def both(model: Any, share: float, data: Any) -> Any:
     """Fewer channels, and then thinner layers."""
-    half = surgery.prune_channels(model, parameters=share**0.5, data=data, reconstruct="layers", verbose=0)
-    thin = surgery.factorize(half, macs=share**0.5, data=data)
-    return surgery.reconstruct(thin, model, data, verbose=0) if together else thin
+    return rank(channels(model, share**0.5, data), share**0.5, data)
+
+
+def fitted(cut: Any, model: Any, data: Any) -> Any:
+    """What was cut, all layers fitted together to what the model gives, as far as that is a matter of seconds."""
+    macs = _costs.macs_of(cut)
+    epochs = 0 if macs is None else reconstruction.epochs_within_reason(len(keras.tree.flatten(data)[0]), macs)
+    return surgery.reconstruct(cut, model, data, epochs=epochs, verbose=0) if epochs else cut
 
 
 WAYS: dict[str, Way] = {"channels": channels, "channels and rank": both, "rank": rank}

@@ -19,14 +19,13 @@ from keras_kd import _files, export, losses, report
 from keras_kd._progress import check_verbose
 from keras_kd.callbacks import Quantization
 from keras_kd.compression._data import Data
-from keras_kd.compression._strategies import WAYS
+from keras_kd.compression._strategies import WAYS, Way, fitted
 from keras_kd.compression.results import Attempt, Compression
 from keras_kd.distiller import Distiller
 
 _UNITS = {"": 1, "b": 1, "kb": 1000, "mb": 1_000_000, "kib": 1024, "mib": 1 << 20}
 _PROBES = 5  # files until the share of a strategy is found
 _CLOSE, _AIM = 0.93, 0.97  # of the budget: nearer is not looked for
-_LEAST_TOGETHER = 256
 _STATE = "compression.json"
 
 
@@ -100,9 +99,9 @@ def compress(
     held = Data(data, labels, validation_data, batch_size, seed)
     settings = {
         "budget": bytes_of(budget),
-        "epochs": epochs,
+        "epochs": int(epochs),
         "learning_rate": learning_rate,
-        "batch_size": batch_size,
+        "batch_size": int(batch_size),
         "seed": seed,
     }
     work = _Work(model, held, settings, _loss_of(model, loss, held), folder, verbose)
@@ -140,7 +139,7 @@ def bytes_of(budget: Any) -> int:
 
 def _check(max_trials: Any, max_minutes: Any, epochs: Any, batch_size: Any, learning_rate: Any) -> None:
     for name, value, least in (("max_trials", max_trials, 0), ("epochs", epochs, 1), ("batch_size", batch_size, 1)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
             raise ValueError(f"`{name}` must be a whole number of at least {least}. Received: {name}={value!r}.")
     for name, value in (("max_minutes", max_minutes), ("learning_rate", learning_rate)):
         if value is None and name == "max_minutes":
@@ -249,27 +248,25 @@ class _Work:
             key = name.replace(" ", "_")
             if key not in self.state["attempts"]:
                 self.say(f"{name}: looking for the share that the budget allows")
-                share = self._share(name, whole)
-                self._attempt(key, name, share, lambda way=way, share=share: self._cut(way, share, True))
+                share, cut = self._cut(way, whole)
+                self._attempt(key, name, share, cut)
 
-    def _cut(self, way: Any, share: float, together: bool) -> Any:
-        enough = len(keras.tree.flatten(self.data.calibration)[0]) >= _LEAST_TOGETHER
-        return way(self.model, share, self.data.calibration, together and enough)
-
-    def _share(self, name: str, whole: Attempt) -> float:
-        """The largest share whose file is within the budget, near enough; files are nearly linear in it."""
+    def _cut(self, way: Way, whole: Attempt) -> tuple[float, Any]:
+        """The largest share whose file is within the budget, and what makes the model. Files are nearly linear in it."""
+        calibration = self.data.calibration
         aim = _AIM * self.budget
         rest = max(whole.size - whole.parameters, 0)  # of a file, besides a byte for each weight
         share = float(np.clip((aim - rest) / max(whole.size - rest, 1), 0.02, 0.98))
-        low, high, best, known = 0.0, 1.0, 0.0, {1.0: whole.size}
+        low, high, best, known = 0.0, 1.0, None, {1.0: whole.size}
         for _ in range(_PROBES):
             try:
-                size = self._quantised(self._cut(WAYS[name], share, False), self.folder / "probe.tflite")[0]
+                probe = way(self.model, share, calibration)
+                size = self._quantised(probe, self.folder / "probe.tflite")[0]
             except (ValueError, RuntimeError):  # cannot be cut so far
                 low, share = share, (share + high) / 2
                 continue
             if size <= self.budget:
-                best = low = share
+                best, low = (share, probe), share
                 if size >= _CLOSE * self.budget:
                     break
             else:
@@ -280,7 +277,10 @@ class _Work:
             guess = share + (aim - size) / slope if slope > 0 else 0.0
             share = guess if low < guess < high else (low + high) / 2
         (self.folder / "probe.tflite").unlink(missing_ok=True)
-        return best or low or 0.02
+        if best is None:  # nothing is within the budget: what comes nearest, or says why not
+            share = low or 0.02
+            return share, lambda: fitted(way(self.model, share, calibration), self.model, calibration)
+        return best[0], lambda: fitted(best[1], self.model, calibration)
 
     def _attempt(self, key: str, name: str, share: float, make: Any) -> Attempt:
         """Makes a model without training, and measures its file."""
@@ -319,7 +319,7 @@ class _Work:
     def _measured(self, path: pathlib.Path) -> tuple[float, str, str]:
         """Score of a file, what it is, and the task."""
         x, y = self.data.validation
-        files = {"original": self.folder / "original.tflite", "this": path}
+        files = {"this": path} if y is not None else {"original": self.folder / "original.tflite", "this": path}
         found = report.compare(files, x, y, latency=False, verbose=0)
         row = found["this"]
         if row.accuracy is not None:

@@ -174,7 +174,7 @@ def _together(
     """Fits all layers together, if that is asked for and something has changed."""
     if reconstruct == "layers" or smaller.count_params() == model.count_params():
         return None
-    epochs = EPOCHS if reconstruct == "together" else epochs_within_reason(batches, macs)
+    epochs = EPOCHS if reconstruct == "together" else epochs_within_reason(sum(len(batch[0]) for batch in batches), macs)
     return fit_together(smaller, model, batches, epochs, verbose) if epochs else None
 
 

@@ -1,6 +1,7 @@
 """Can all layers together do better than each for itself? A smaller network is drawn to what its original gives, layer by layer."""
 
 import dataclasses
+import numbers
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -105,7 +106,7 @@ def reconstruct(
         Li et al.: BRECQ, 2021, for reconstruction beyond single layers; Romero et al.: FitNets, 2015, for what is compared inside.
     """
     model, original = _analysis.checked(model), _analysis.checked(original)
-    if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
+    if isinstance(epochs, bool) or not isinstance(epochs, numbers.Integral) or epochs < 1:
         raise ValueError(f"`epochs` must be a whole number of at least 1. Received: epochs={epochs!r}.")
     if _lineage.masks_between(model, original) is None:
         raise ValueError(
@@ -121,14 +122,13 @@ def reconstruct(
     return (new, report) if return_report else new
 
 
-def epochs_within_reason(batches: list[list[Any]], macs: int) -> int:
+def epochs_within_reason(samples: int, macs: int) -> int:
     """How many epochs `prune_channels` takes by itself: none for few samples, and where they would take minutes.
 
     Args:
-        batches: of samples.
+        samples: their number.
         macs: multiply-accumulates of the smaller model for a sample.
     """
-    samples = sum(len(batch[0]) for batch in batches)
     epochs = int(_AUTO_WORK / max(3 * macs * samples, 1))  # a pass back takes twice a pass forward
     return min(epochs, EPOCHS) if samples >= _AUTO_SAMPLES and epochs >= _AUTO_EPOCHS else 0
 
