@@ -19,7 +19,7 @@ _WORK = 4e10  # multiply-accumulates for the moments of one read point
 _LEAST = 8  # rows a channel, whatever the work
 _RIDGE = 1e-3  # of the mean variance
 _FEW = 0.1  # of the mean variance for each number a row, of heads: in few rows any number seems to be a combination of many others
-_MEMORY = 1 << 27  # bytes for a pass with gradients
+_MEMORY = 1 << 28  # bytes for a pass with gradients
 
 
 @dataclasses.dataclass
@@ -337,7 +337,7 @@ def eliminate(
 def _eliminated(parts: "list[_Elimination]") -> tuple[np.ndarray, np.ndarray]:
     n = len(parts[0].scores())
     left, order, costs = np.arange(n), [], [0.0]
-    at_once, block = max(n // 256, 1), max(n // 16, 32)
+    at_once, block = max(n // 128, 1), max(n // 16, 32)
     while len(left):
         alive = np.ones(len(left), bool)
         while alive.any() and len(left) - alive.sum() < block:
@@ -392,7 +392,8 @@ class _Elimination:
         at = _spread(gone, self._features)
         across = self._precision[:, at] - self._u @ self._u[at].T  # (n f, gone f)
         cross = self._metric[:, at] - self._x @ self._y[at].T  # (n f, gone f)
-        root = np.linalg.inv(np.linalg.cholesky(across[at]))
+        pivot = across[at]
+        root = 1 / np.sqrt(pivot) if pivot.size == 1 else np.linalg.inv(np.linalg.cholesky(pivot))
         inverse = root.T @ root
         among = cross[at]
         maps = across @ inverse

@@ -1,7 +1,7 @@
 """How do the kept channels take over the work of the removed ones? Least squares, layer by layer, on what the layers read."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import keras
@@ -12,9 +12,9 @@ from keras_kd.surgery import _nodes, _reading, _side_by_side
 from keras_kd.surgery._gates import Gate, gate_after, through_gate
 from keras_kd.surgery._reading import Channels, Part
 from keras_kd.surgery._rebuild import Rebuilt
+from keras_kd.surgery._ridge import PENALTIES, Fit, about, solve, solve_few
 from keras_kd.surgery._visits import Record
 
-_PENALTIES = (1e-12, 1e-9, 1e-7, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # relative to the inputs' mean square
 _GATED_COLUMNS = 1536  # rows of more are not kept
 _EXACT = 1e-4  # share of the variance below which a fit is left as it is
 
@@ -66,7 +66,8 @@ class _Sums:
         unseen: on others.
         targets: of what it shall give, on these.
         channels: of what each position of a channel reads and is off by, whichever position it is.
-        basis: `(columns, directions)`, in which what is read is expressed, where it has fewer directions than columns.
+        few: what is read, what it is off by and which rows to fit, batch by batch, in the place of the moments of both: where there
+            are fewer rows than columns.
         rows: what is read and what shall be given, batch by batch, where a ReLU follows.
     """
 
@@ -74,8 +75,19 @@ class _Sums:
     unseen: Moments
     targets: Moments
     channels: Moments
-    basis: np.ndarray | None = None
+    few: list[tuple[np.ndarray, np.ndarray, np.ndarray]] | None = None
     rows: list[tuple[np.ndarray, np.ndarray]] = dataclasses.field(default_factory=list)
+
+    @property
+    def count(self) -> int:
+        """Number of rows."""
+        return self.seen.rows + self.unseen.rows if self.few is None else sum(len(fits) for _, _, fits in self.few)
+
+    def is_finite(self) -> bool:
+        """Whether all that was read is."""
+        if self.few is not None:
+            return all(np.isfinite(read).all() and np.isfinite(missing).all() for read, missing, _ in self.few)
+        return bool(np.isfinite(self.seen.mean).all() and np.isfinite(self.unseen.mean).all())
 
 
 class _Walk(_side_by_side.Walk):
@@ -136,7 +148,7 @@ class _Walk(_side_by_side.Walk):
             sums, fits = [], []
             for part in parts:  # one after the other: what is inside a layer depends on those before
                 old, new = (_read(part, node, one, is_old) for one, is_old in zip(values, (True, False), strict=True))
-                sums.append(_empty(part, _basis(part, new)))
+                sums.append(_empty(part, sum(part.positions(x) for x in new) < len(part.start)))
                 self._gather(part, sums[-1], old, new, seen=gate)
                 fits.append(self._written(record.path, part, sums[-1], norm, gate))
             self._finish(record.path, parts, sums, fits)
@@ -163,21 +175,24 @@ class _Walk(_side_by_side.Walk):
             wanted = part.rows(before, True, chosen) @ part.kernel + offset
             read = part.rows(after, False, chosen)
             missing = wanted - read @ part.start - begin
-            pairs = np.concatenate([read if sums.basis is None else read @ sums.basis, missing], axis=1)
-            sums.seen.add(Moments.of(pairs[fits]))
-            sums.unseen.add(Moments.of(pairs[~fits]))
             sums.targets.add(Moments.of(wanted[~fits]))
+            if sums.few is not None:
+                sums.few.append((read, missing, fits))
+            else:
+                pairs = np.concatenate([read, missing], axis=1)
+                sums.seen.add(Moments.of(pairs[fits]))
+                sums.unseen.add(Moments.of(pairs[~fits]))
             if seen is not None and len(part.start) <= _GATED_COLUMNS:
                 sums.rows.append((read, wanted))
             if part.channels is not None:
                 rows = _of_channels(part.channels, part.rows(before, True, chosen)[fits], read[fits])
                 sums.channels.add(Moments.of(rows[:: max(len(rows) * len(old) // _side_by_side.LEAST_ROWS, 1)]))
 
-    def _written(self, path: str, part: Part, sums: _Sums, norm: Any, gate: Gate | None = None) -> "_Fit":
+    def _written(self, path: str, part: Part, sums: _Sums, norm: Any, gate: Gate | None = None) -> Fit:
         """Solves, and writes what is better than the old weights."""
         takes = norm if part.shifts and part.begin is None else None
         free = part.begin is not None or takes is not None
-        if not np.isfinite(sums.seen.mean).all() or not np.isfinite(sums.unseen.mean).all():
+        if not sums.is_finite():
             raise ValueError(f'`data` must give finite numbers everywhere. Received: NaN or infinity in what "{path}" reads.')
         fit = _solved(part, sums, free)
         if fit.l2 is None:
@@ -190,13 +205,12 @@ class _Walk(_side_by_side.Walk):
             takes.moving_mean.assign(mean)
         return fit
 
-    def _finish(self, path: str, parts: list[Part], sums: list[_Sums], fits: list["_Fit"]) -> None:
+    def _finish(self, path: str, parts: list[Part], sums: list[_Sums], fits: list[Fit]) -> None:
         """Says what was done with a layer."""
         energy = sum(float(np.trace(one.targets.scatter)) for one in sums) or 1.0
         errors = [sum(getattr(fit, name) for fit in fits) / energy for name in ("before", "after")]
-        rows = sums[0].seen.rows + sums[0].unseen.rows
         penalties = [fit.l2 for fit in fits if fit.l2 is not None]
-        self.done[path] = Refit(path, len(parts[0].start), rows, errors[0], errors[1], max(penalties, default=None))
+        self.done[path] = Refit(path, len(parts[0].start), sums[0].count, errors[0], errors[1], max(penalties, default=None))
 
 
 def _read(part: Part, node: Any, values: dict[int, Any], is_old: bool) -> list[Any]:
@@ -207,7 +221,7 @@ def _read(part: Part, node: Any, values: dict[int, Any], is_old: bool) -> list[A
     return [part.inside({id(t): values[id(t)][index] for t in node.arguments.keras_tensors}, is_old) for index in batches]
 
 
-def _through(gate: Gate | None, part: Part, sums: _Sums, fit: "_Fit", free: bool) -> tuple[np.ndarray, np.ndarray]:
+def _through(gate: Gate | None, part: Part, sums: _Sums, fit: Fit, free: bool) -> tuple[np.ndarray, np.ndarray]:
     """What to add to a part's kernel and bias: the fit, and where a ReLU follows, what is better behind that."""
     rows = sum(len(read) for read, _ in sums.rows)
     is_exact = fit.after <= _EXACT * float(np.trace(sums.targets.scatter))
@@ -216,38 +230,25 @@ def _through(gate: Gate | None, part: Part, sums: _Sums, fit: "_Fit", free: bool
     start = part.start.astype("float64"), np.zeros(part.start.shape[1]) if part.begin is None else part.begin.astype("float64")
     pairs = np.concatenate([read for read, _ in sums.rows]), np.concatenate([wanted for _, wanted in sums.rows])
     fitted = start[0] + fit.kernel, start[1] + fit.bias
-    l2 = fit.l2 if np.isfinite(fit.l2) else _PENALTIES[-1]
+    l2 = fit.l2 if np.isfinite(fit.l2) else PENALTIES[-1]
     kernel, bias = through_gate(gate.part(part.outputs), pairs, fitted, start, l2, free)
     return kernel - start[0], bias - start[1]
 
 
-def _basis(part: Part, new: list[Any]) -> np.ndarray | None:
-    """The directions of what a part reads, where there are fewer positions than columns; None for others."""
-    counts = [part.positions(x) for x in new]
-    if sum(counts) >= len(part.start):
-        return None
-    read = np.concatenate([part.rows(x, False, np.arange(count)) for x, count in zip(new, counts, strict=True)])
-    if not np.isfinite(read).all():
-        return None
-    return np.linalg.qr(read.T)[0]
-
-
-def _solved(part: Part, sums: _Sums, free: bool) -> "_Fit":
+def _solved(part: Part, sums: _Sums, free: bool) -> Fit:
     """The correction of a part's kernel; the penalty lets directions that are never read be, so that they can be left out."""
-    origins, basis, width = list(_origins(part, sums.channels)), sums.basis, len(part.start)
-    if basis is None:
-        return solve(sums.seen, sums.unseen, width, free, origins)
-    fit = solve(sums.seen, sums.unseen, basis.shape[1], free, [basis.T @ one for one in origins], width=width)
-    whole = np.zeros(part.start.shape) if fit.origin is None else origins[fit.origin]
-    return dataclasses.replace(fit, kernel=whole + basis @ (fit.kernel - basis.T @ whole))
+    origins = list(_origins(part, sums.channels))
+    if sums.few is None:
+        return solve(sums.seen, sums.unseen, len(part.start), free, origins)
+    read, missing, fits = (np.concatenate(several) for several in zip(*sums.few, strict=True))
+    return solve_few(read, missing, fits, free, origins)
 
 
-def _empty(part: Part, basis: np.ndarray | None = None) -> _Sums:
+def _empty(part: Part, few: bool = False) -> _Sums:
     columns, outputs = part.start.shape
-    columns = columns if basis is None else basis.shape[1]
+    both = 0 if few else columns + outputs
     width = 0 if part.channels is None else len(part.channels.keep) + part.channels.new.shape[1]
-    seen, unseen, targets, channels = (Moments.empty(n) for n in (columns + outputs, columns + outputs, outputs, width))
-    return _Sums(seen, unseen, targets, channels, basis)
+    return _Sums(*(Moments.empty(n) for n in (both, both, outputs, width)), [] if few else None)
 
 
 def _of_channels(channels: Channels, old: np.ndarray, new: np.ndarray) -> np.ndarray:
@@ -266,7 +267,7 @@ def _origins(part: Part, moments: Moments) -> Iterator[np.ndarray]:
     second = about(moments, False)
     scale = float(np.trace(second[:width, :width])) / width or 1.0
     kernels = part.kernel[part.channels.old]  # (positions, channels, outputs)
-    for l2 in _PENALTIES[::2]:
+    for l2 in PENALTIES[::2]:
         shared = np.linalg.solve(second[:width, :width] + l2 * scale * np.eye(width), second[:width, width:])
         correction = np.zeros(part.start.shape)
         correction[part.channels.new.ravel()] = (shared @ kernels).reshape(-1, kernels.shape[-1])
@@ -290,104 +291,3 @@ def _norm_after(walk: _Walk, node: Any, nodes: list[Any], outputs: set[int]) -> 
     if not alone or norm.axis % len(given.shape) != channels % len(given.shape):
         return None
     return walk.rebuilt.clones.get(id(norm))
-
-
-@dataclasses.dataclass(frozen=True)
-class _Fit:
-    """A correction of a linear map: what to add to its kernel and its bias."""
-
-    kernel: np.ndarray
-    bias: np.ndarray
-    l2: float | None
-    before: float
-    after: float
-    origin: int | None = None
-
-
-def solve(
-    seen: Moments,
-    unseen: Moments,
-    columns: int,
-    intercept: bool,
-    origins: Sequence[np.ndarray] = (),
-    *,
-    width: int | None = None,
-) -> _Fit:
-    """Ridge regression of residuals, its penalty chosen on rows that it did not see.
-
-    ```
-    min over D, b of  sum_i |r_i - D' x_i - b|^2 + l2 |D|^2
-    ```
-
-    The penalty draws to an origin: the old weights, or what a better of the `origins` makes of them. So little data changes little.
-
-    Args:
-        seen: moments of rows `[x, r]`.
-        unseen: of others.
-        columns: of x.
-        intercept: whether b is free, or 0.
-        origins: corrections from which the penalty may start, besides that of the old weights.
-        width: number of columns that the penalty is relative to, if these are not all.
-    """
-    check = about(unseen, False)
-    before = float(np.trace(check[columns:, columns:]))
-    origin = np.zeros((columns, len(seen.mean) - columns))
-    best = _Fit(origin, origin[0], None, before, before)
-    if not seen.rows or not unseen.rows:
-        return best
-    for index, start in enumerate(origins):
-        bias = seen.mean[columns:] - seen.mean[:columns] @ start if intercept else np.zeros(start.shape[1])
-        after = squares(unseen, check, columns, start, bias)
-        if after < best.after:
-            origin, best = start, dataclasses.replace(best, kernel=start, bias=bias, l2=np.inf, after=after, origin=index)
-    seen, unseen = _moved(seen, columns, origin), _moved(unseen, columns, origin)
-    fit, check = about(seen, intercept), about(unseen, False)
-    scale = float(np.trace(fit[:columns, :columns])) / (width or columns) or 1.0
-    for l2 in _PENALTIES if columns <= 1500 else _PENALTIES[1::2]:
-        kernel, bias = _ridge(seen, fit, columns, l2 * scale, intercept)
-        after = squares(unseen, check, columns, kernel, bias)
-        if after < best.after:
-            best = dataclasses.replace(best, kernel=origin + kernel, bias=bias, l2=l2, after=after)
-    if best.l2 is not None and np.isfinite(best.l2):  # once more, on all rows
-        whole = Moments(seen.weight, seen.rows, seen.mean.copy(), seen.scatter.copy())
-        whole.add(unseen)
-        fit = about(whole, intercept)
-        scale = float(np.trace(fit[:columns, :columns])) / (width or columns) or 1.0
-        kernel, bias = _ridge(whole, fit, columns, best.l2 * scale, intercept)
-        best = dataclasses.replace(best, kernel=origin + kernel, bias=bias)
-    return best
-
-
-def _moved(moments: Moments, columns: int, origin: np.ndarray) -> Moments:
-    """Moments of `[x, r - origin' x]` from those of `[x, r]`."""
-    if not origin.any():
-        return moments
-    mean, scatter = moments.mean.copy(), moments.scatter.copy()
-    mean[columns:] -= mean[:columns] @ origin
-    known = scatter[:columns, :columns] @ origin  # (columns, outputs)
-    cross = origin.T @ scatter[:columns, columns:]
-    scatter[columns:, columns:] += origin.T @ known - cross - cross.T
-    scatter[:columns, columns:] -= known
-    scatter[columns:, :columns] -= known.T
-    return Moments(moments.weight, moments.rows, mean, scatter)
-
-
-def about(moments: Moments, mean: bool) -> np.ndarray:
-    """Second moments, about the mean or about 0."""
-    return moments.scatter if mean else moments.scatter + moments.weight * np.outer(moments.mean, moments.mean)
-
-
-def _ridge(moments: Moments, second: np.ndarray, columns: int, l2: float, intercept: bool) -> tuple[np.ndarray, np.ndarray]:
-    square = second[:columns, :columns] + l2 * np.eye(columns)
-    kernel = np.linalg.solve(square, second[:columns, columns:])
-    bias = moments.mean[columns:] - moments.mean[:columns] @ kernel
-    return kernel, bias if intercept else np.zeros_like(bias)
-
-
-def squares(moments: Moments, second: np.ndarray, columns: int, kernel: np.ndarray, bias: np.ndarray) -> float:
-    """Sum of squares of what is left of the residuals."""
-    inner, cross = second[:columns, :columns], second[:columns, columns:]
-    whole = float(np.trace(second[columns:, columns:]))
-    left = whole - 2 * np.sum(kernel * cross) + np.sum(kernel * (inner @ kernel))
-    mean = moments.mean[columns:] - moments.mean[:columns] @ kernel
-    return max(float(left + moments.weight * (bias @ bias - 2 * bias @ mean)), 1e-13 * whole)  # below is rounding

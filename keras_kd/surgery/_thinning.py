@@ -10,7 +10,7 @@ from keras_kd._moments import Moments
 from keras_kd.surgery import _reading
 from keras_kd.surgery._analysis import Analysis
 from keras_kd.surgery._rebuild import Rebuilt
-from keras_kd.surgery._refit import about, solve, squares
+from keras_kd.surgery._ridge import about, solve, squares
 from keras_kd.surgery._side_by_side import Walk
 from keras_kd.surgery._sites import Site
 from keras_kd.surgery._splits import ChannelSplit, SpatialSplit
