@@ -1,12 +1,25 @@
 """The Chinese texts have the code of the English ones, and links that lead somewhere."""
 
+import json
 import pathlib
 import re
 
 import pytest
 
+from tools import build_tutorials
+
 ROOT = pathlib.Path(__file__).parent.parent
 PAIRS = [("README.md", "README.zh-CN.md")]
+TUTORIALS = sorted((ROOT / "tutorials" / "zh").glob("*.py"))
+each_tutorial = pytest.mark.parametrize("tutorial", TUTORIALS, ids=lambda path: path.stem)
+
+
+def cells_of(path):
+    return json.loads(path.with_suffix(".ipynb").read_text())["cells"]
+
+
+def english_of(tutorial):
+    return ROOT / "tutorials" / tutorial.name
 
 
 @pytest.mark.parametrize(("english", "chinese"), PAIRS)
@@ -24,3 +37,49 @@ def test_links_and_names_of_losses_exist(chinese):
     for link in re.findall(r"\]\(([^)#]+)", text):
         assert (ROOT / link).exists(), link
     assert set(re.findall(r"`([A-Z][A-Za-z]+Loss)`", text)) <= set(losses.__all__)
+
+
+def test_there_are_tutorials_and_the_gallery_names_each():
+    gallery = (ROOT / "tutorials" / "README.md").read_text()
+    assert TUTORIALS
+    for tutorial in TUTORIALS:
+        assert f"[中文](zh/{tutorial.stem}.ipynb)" in gallery
+
+
+@each_tutorial
+def test_a_tutorial_has_the_code_and_the_outputs_of_the_english_one(tutorial):
+    ours, theirs = cells_of(tutorial), cells_of(english_of(tutorial))
+    assert [cell["cell_type"] for cell in ours] == [cell["cell_type"] for cell in theirs]
+    assert [cell for cell in ours if cell["cell_type"] == "code"] == [cell for cell in theirs if cell["cell_type"] == "code"]
+
+
+@each_tutorial
+def test_the_script_of_a_tutorial_holds_the_cells_of_its_notebook(tutorial):
+    _, *parts = re.split(r"^# %%(.*)\n", tutorial.read_text(), flags=re.MULTILINE)
+    texts = [
+        re.sub(r"^# ?", "", text, flags=re.MULTILINE).strip() if "[markdown]" in marker else text.strip()
+        for marker, text in zip(parts[::2], parts[1::2], strict=True)
+    ]
+    assert texts == ["".join(cell["source"]).strip() for cell in cells_of(tutorial)]
+
+
+@each_tutorial
+def test_a_tutorial_says_in_chinese_what_the_english_one_says(tutorial):
+    pairs = zip(cells_of(tutorial), cells_of(english_of(tutorial)), strict=True)
+    for ours, theirs in (["".join(cell["source"]) for cell in pair] for pair in pairs if pair[0]["cell_type"] == "markdown"):
+        assert len(re.findall(r"[\u4e00-\u9fff]", ours)) > len(theirs) / 8  # two or three letters a character, and code
+        headings = [re.findall(r"^(#+) ", text, flags=re.MULTILINE) for text in (ours, theirs)]
+        assert headings[0] == headings[1]
+        names = [set(re.findall(r"`([\w.=\"]+)`", text)) for text in (ours, theirs)]
+        assert names[0] == names[1]
+        for link in re.findall(r"\]\((?!http)([^)#]+)", ours):
+            assert (tutorial.parent / link).exists(), link
+
+
+def test_a_translation_follows_the_code_of_the_english_tutorial():
+    english = "# %% [markdown]\n# # A title\n\n# %%\nx = 2\n\n# %% [markdown]\n# An end\n\n\n# %%\ndef f(): ...\n"
+    chinese = "# %% [markdown]\n# # 标题\n\n# %%\nx = 1\n\n# %% [markdown]\n# 结尾\n\n# %%\n"
+    expected = "# %% [markdown]\n# # 标题\n\n# %%\nx = 2\n\n# %% [markdown]\n# 结尾\n\n\n# %%\ndef f(): ...\n"
+    assert build_tutorials.with_code_of(english, chinese) == expected
+    with pytest.raises(SystemExit, match="needs the cells"):
+        build_tutorials.with_code_of(english + "\n# %%\ny = 3\n", chinese)
