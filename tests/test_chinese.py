@@ -39,6 +39,25 @@ def test_links_and_names_of_losses_exist(chinese):
     assert set(re.findall(r"`([A-Z][A-Za-z]+Loss)`", text)) <= set(losses.__all__)
 
 
+def test_the_chinese_readme_has_the_figures_of_the_english_one():
+    english, chinese = ((ROOT / name).read_text() for name in PAIRS[0])
+    captions = [text.split("results/quantization.png)")[1].split("```")[0] for text in (english, chinese)]
+    figures = [sorted(re.findall(r"\d+\.\d %|\d+,\d{3}", text)) for text in captions]
+    assert len(figures[0]) > 15
+    assert figures[0] == figures[1]
+    by_keras = re.search(r"([\d,]+) bytes of weights remain \(([\d.]+) %\)", english)
+    assert by_keras.groups() == re.search(r"权重仍有 ([\d,]+) 字节\W*([\d.]+) %", chinese).groups()
+
+
+def test_the_chinese_readme_has_the_statuses_of_the_english_one():
+    def names(text, stable, experimental):
+        part = text.split(stable)[1].split("\n\n")[0]
+        return [re.findall(r"`([^`]+)`", half) for half in part.split(experimental)]
+
+    english, chinese = ((ROOT / name).read_text() for name in PAIRS[0])
+    assert names(english, "Stable (", "Experimental") == names(chinese, "| 稳定", "实验性")
+
+
 def test_there_are_tutorials_and_the_gallery_names_each():
     gallery = (ROOT / "tutorials" / "README.md").read_text()
     assert TUTORIALS
