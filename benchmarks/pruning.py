@@ -435,7 +435,7 @@ def verdicts(result: dict[str, Any]) -> list[dict[str, Any]]:
 def store_part(
     result: dict[str, Any], part: str, numbers: dict[str, Any], judge: Any, path: pathlib.Path | None, *, is_timed: bool = True
 ) -> None:
-    """Puts a part into the results, with versions, claims and, where it is timed, the machine; writes them all if there is a path."""
+    """Puts a part into the results, with versions, claims and, where it is timed, the machine; writes them if there is a path."""
     result["versions"] = {module.__name__: module.__version__ for module in (tf, keras, keras_kd, _tfmot.load())}
     result["versions"]["python"] = platform.python_version()
     if is_timed or "machine" not in result:

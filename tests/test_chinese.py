@@ -3,6 +3,7 @@
 import json
 import pathlib
 import re
+import shutil
 
 import pytest
 
@@ -10,7 +11,7 @@ from tools import build_tutorials
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAIRS = [("README.md", "README.zh-CN.md")]
-TUTORIALS = sorted((ROOT / "tutorials" / "zh").glob("*.py"))
+TUTORIALS = sorted((ROOT / "tutorials" / "zh").glob("*.md"))
 each_tutorial = pytest.mark.parametrize("tutorial", TUTORIALS, ids=lambda path: path.stem)
 
 
@@ -19,7 +20,7 @@ def cells_of(path):
 
 
 def english_of(tutorial):
-    return ROOT / "tutorials" / tutorial.name
+    return ROOT / "tutorials" / f"{tutorial.stem}.py"
 
 
 @pytest.mark.parametrize(("english", "chinese"), PAIRS)
@@ -73,13 +74,9 @@ def test_a_tutorial_has_the_code_and_the_outputs_of_the_english_one(tutorial):
 
 
 @each_tutorial
-def test_the_script_of_a_tutorial_holds_the_cells_of_its_notebook(tutorial):
-    _, *parts = re.split(r"^# %%(.*)\n", tutorial.read_text(), flags=re.MULTILINE)
-    texts = [
-        re.sub(r"^# ?", "", text, flags=re.MULTILINE).strip() if "[markdown]" in marker else text.strip()
-        for marker, text in zip(parts[::2], parts[1::2], strict=True)
-    ]
-    assert texts == ["".join(cell["source"]).strip() for cell in cells_of(tutorial)]
+def test_the_notebook_of_a_tutorial_holds_its_text(tutorial):
+    texts = [part.strip() for part in tutorial.read_text().split("<!-- code -->")]
+    assert texts == ["".join(cell["source"]) for cell in cells_of(tutorial) if cell["cell_type"] == "markdown"]
 
 
 @each_tutorial
@@ -95,10 +92,15 @@ def test_a_tutorial_says_in_chinese_what_the_english_one_says(tutorial):
             assert (tutorial.parent / link).exists(), link
 
 
-def test_a_translation_follows_the_code_of_the_english_tutorial():
-    english = "# %% [markdown]\n# # A title\n\n# %%\nx = 2\n\n# %% [markdown]\n# An end\n\n\n# %%\ndef f(): ...\n"
-    chinese = "# %% [markdown]\n# # 标题\n\n# %%\nx = 1\n\n# %% [markdown]\n# 结尾\n\n# %%\n"
-    expected = "# %% [markdown]\n# # 标题\n\n# %%\nx = 2\n\n# %% [markdown]\n# 结尾\n\n\n# %%\ndef f(): ...\n"
-    assert build_tutorials.with_code_of(english, chinese) == expected
-    with pytest.raises(SystemExit, match="needs the cells"):
-        build_tutorials.with_code_of(english + "\n# %%\ny = 3\n", chinese)
+def test_the_build_refuses_a_text_that_lacks_a_cell(tmp_path):
+    (tmp_path / "zh").mkdir()
+    tutorial = TUTORIALS[0]
+    for name in (english_of(tutorial), english_of(tutorial).with_suffix(".ipynb")):
+        shutil.copy(name, tmp_path)
+    text = tmp_path / "zh" / tutorial.name
+    text.write_text(tutorial.read_text().rsplit("<!-- code -->", 1)[0])
+    with pytest.raises(SystemExit, match="needs a text for each of the tutorial's"):
+        build_tutorials.main([str(text)])
+    text.write_text(tutorial.read_text())
+    build_tutorials.main([str(text)])
+    assert text.with_suffix(".ipynb").read_text() == tutorial.with_suffix(".ipynb").read_text()

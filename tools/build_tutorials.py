@@ -1,16 +1,15 @@
 """Which notebooks belong to the tutorials? Executes every `tutorials/*.py` and writes the `.ipynb` beside it.
 
-`python tools/build_tutorials.py [--check] [--chinese] [tutorial.py ...]`; with `--check` nothing runs: the cells are compared only.
+`python tools/build_tutorials.py [--check] [--chinese] [tutorial ...]`; with `--check` nothing runs: the cells are compared only.
 What is written depends on the tutorial and its results alone: no path, time, cell id by chance or message of the machine goes in.
 
-Tutorials in `zh` have the names, the code and the outputs of the English ones, and a text of their own. They are not executed, but
-brought up to date after the English ones; `--chinese` does only that, in a moment.
+`tutorials/zh` has the texts of some in Chinese. Their notebooks have code and outputs of the English ones, and are written after
+these; `--chinese` writes nothing else, in a moment.
 """
 
 import argparse
 import os
 import pathlib
-import re
 import sys
 from typing import Any
 
@@ -33,7 +32,8 @@ def cells(notebook: Any) -> list[tuple[str, str]]:
 def same_cells(tutorial: pathlib.Path) -> bool:
     """Whether the notebook beside a tutorial is there and holds its cells."""
     notebook = tutorial.with_suffix(".ipynb")
-    return notebook.exists() and cells(jupytext.read(tutorial)) == cells(nbformat.read(notebook, as_version=4))
+    wanted = translate(tutorial) if tutorial.suffix == ".md" else jupytext.read(tutorial)
+    return notebook.exists() and cells(wanted) == cells(nbformat.read(notebook, as_version=4))
 
 
 def execute(tutorial: pathlib.Path) -> Any:
@@ -66,33 +66,26 @@ def clean(notebook: Any) -> Any:
     return notebook
 
 
-def with_code_of(english: str, translation: str) -> str:
-    """Returns a translation, in percent format, with the English tutorial's cells of code; raises `SystemExit` on other cells."""
-    ours, theirs = (re.split(r"^(# %%.*\n)", text, flags=re.MULTILINE) for text in (english, translation))
-    if ours[1::2] != theirs[1::2]:
-        sys.exit(f"The translation needs the cells {ours[1::2]}; it has {theirs[1::2]}.")
-    for place in range(2, len(ours), 2):
-        if "[markdown]" in ours[place - 1]:
-            ours[place] = theirs[place].rstrip() + ours[place][len(ours[place].rstrip()) :]
-    return "".join(ours)
-
-
-def follow(tutorial: pathlib.Path) -> Any:
-    """Brings a translation up to date with the English tutorial.
+def translate(text: pathlib.Path) -> Any:
+    """Puts a translated text in the place of the English one.
 
     Args:
-        tutorial: the translation, in a folder below that of the English tutorial of the same name, whose notebook is executed.
+        text: a Markdown file in a folder below that of the tutorial of the same name: its cells of text, in order, with
+            `<!-- code -->` between them.
 
     Returns:
-        The notebook: the translation's text, with code and outputs of the English one.
+        The tutorial's executed notebook with that text; raises `SystemExit` where it has other cells than the tutorial.
     """
-    english = tutorial.parent.parent / tutorial.name
+    english = text.parent.parent / text.with_suffix(".py").name
     if not same_cells(english):
         sys.exit(f"The notebook of {english.name} is missing or holds other cells. Run `make tutorials`.")
-    tutorial.write_text(with_code_of(english.read_text(), tutorial.read_text()))
-    notebook, executed = jupytext.read(tutorial), nbformat.read(english.with_suffix(".ipynb"), as_version=4)
-    pairs = zip(notebook.cells, executed.cells, strict=True)
-    notebook.cells = [theirs if theirs.cell_type == "code" else ours for ours, theirs in pairs]
+    notebook = nbformat.read(english.with_suffix(".ipynb"), as_version=4)
+    places = [cell for cell in notebook.cells if cell.cell_type == "markdown"]
+    sources = [part.strip() for part in text.read_text().split("<!-- code -->")]
+    if len(sources) != len(places):
+        sys.exit(f"{text} needs a text for each of the tutorial's {len(places)} cells of text. It has {len(sources)}.")
+    for cell, source in zip(places, sources, strict=True):
+        cell.source = source
     return notebook
 
 
@@ -101,17 +94,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("tutorials", nargs="*", type=pathlib.Path, help="default: all")
     parser.add_argument("--check", action="store_true", help="compare cells, run and write nothing")
-    parser.add_argument("--chinese", action="store_true", help="those in zh alone: code and outputs of the English ones")
+    parser.add_argument("--chinese", action="store_true", help="the notebooks in zh alone")
     options = parser.parse_args(arguments)
-    chinese = sorted(CHINESE.glob("*.py"))
-    tutorials = options.tutorials or [*(() if options.chinese else sorted(TUTORIALS.glob("*.py"))), *chinese]
+    english = [] if options.chinese else sorted(TUTORIALS.glob("*.py"))
+    tutorials = options.tutorials or [*english, *sorted(CHINESE.glob("*.md"))]
     if options.check:
         if stale := [path.name for path in tutorials if not same_cells(path)]:
             sys.exit(f"The notebooks of {', '.join(stale)} are missing or hold other cells. Run `make tutorials`.")
         return
     for tutorial in tutorials:
-        print(f"{tutorial.name} ...", flush=True)
-        make = follow if tutorial.resolve().parent == CHINESE.resolve() else execute
+        print(f"{tutorial.parent.name}/{tutorial.name} ...", flush=True)
+        make = translate if tutorial.suffix == ".md" else execute
         nbformat.write(clean(make(tutorial)), tutorial.with_suffix(".ipynb"))
 
 

@@ -67,7 +67,7 @@ def copy_pages() -> None:
         "docs": ["*.md"],
         "benchmarks": ["*.py", "results/*"],
         "tests": ["test_keras_distillation_defects.py"],
-        "tutorials": ["*.py", "*.ipynb", "*.md", "zh/*.py", "zh/*.ipynb"],
+        "tutorials": ["*.py", "*.ipynb", "*.md", "zh/*.ipynb"],
     }.items():
         for path in [path for pattern in patterns for path in sorted((ROOT / folder).glob(pattern))]:
             target = SOURCE / path.relative_to(ROOT)
