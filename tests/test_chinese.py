@@ -88,6 +88,8 @@ def test_a_tutorial_says_in_chinese_what_the_english_one_says(tutorial):
         assert headings[0] == headings[1]
         names = [set(re.findall(r"`([\w.=\"]+)`", text)) for text in (ours, theirs)]
         assert names[0] == names[1]
+        numbers = [set(re.findall(r"\d+", text)) for text in (ours, theirs)]
+        assert numbers[0] == numbers[1]
         for link in re.findall(r"\]\((?!http)([^)#]+)", ours):
             assert (tutorial.parent / link).exists(), link
 
