@@ -66,6 +66,7 @@ bench: $(DEMO)  ## the benchmarks; results go to benchmarks/results
 	$(BIN)/python benchmarks/pruning.py --quality
 	$(BIN)/python benchmarks/quantization.py
 	$(BIN)/python benchmarks/quantization.py --quality
+	$(BIN)/python benchmarks/quantization.py --keras
 	$(BIN)/python benchmarks/analysis.py
 
 zoo: $(DEMO)  ## every loss on Fashion-MNIST, 3 seeds: about half an hour; goes on where it was stopped

@@ -432,11 +432,14 @@ def verdicts(result: dict[str, Any]) -> list[dict[str, Any]]:
     return claims
 
 
-def store_part(result: dict[str, Any], part: str, numbers: dict[str, Any], judge: Any, path: pathlib.Path | None) -> None:
-    """Puts a part into the results, with versions, machine and claims, and writes them all if there is a path."""
+def store_part(
+    result: dict[str, Any], part: str, numbers: dict[str, Any], judge: Any, path: pathlib.Path | None, *, is_timed: bool = True
+) -> None:
+    """Puts a part into the results, with versions, claims and, where it is timed, the machine; writes them if there is a path."""
     result["versions"] = {module.__name__: module.__version__ for module in (tf, keras, keras_kd, _tfmot.load())}
     result["versions"]["python"] = platform.python_version()
-    result["machine"] = steps_benchmark.describe_machine()
+    if is_timed or "machine" not in result:
+        result["machine"] = steps_benchmark.describe_machine()
     result[part] = {"date": datetime.datetime.now(datetime.UTC).date().isoformat()} | numbers
     result["claims"] = judge(result)
     if path is not None:

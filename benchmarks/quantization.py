@@ -4,9 +4,10 @@ The claims: a file of integers gives the class of the model in training (agreeme
 for integers costs at most 0.3 points against floats; it is at least as accurate as TF-MOT's, in no more bytes; and a step takes no
 longer, relative to a plain one, than with TF-MOT's wrapper.
 
-Two parts share one result file. The first, speed, takes two minutes. The second, `--quality`, fine-tunes one small student by ten
+Three parts share one result file. The first, speed, takes two minutes. The second, `--quality`, fine-tunes one small student by ten
 methods, three seeds each; every finished run is stored at once, and the next start goes on from there. TF-MOT needs Keras 2, so its
-runs are in processes of their own: same architecture, starting weights, order of the data, steps, schedule and optimizer.
+runs are in processes of their own: same architecture, starting weights, order of the data, steps, schedule and optimizer. The
+third, `--keras`, trains the float students again, and lets Keras quantise them with `model.quantize("int8")`: about three minutes.
 """
 
 import argparse
@@ -14,17 +15,20 @@ import gzip
 import hashlib
 import json
 import pathlib
+import re
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
 import numpy as np
-import pruning as pruning_benchmark  # its neighbours in this folder
+import pruning as pruning_benchmark  # its neighbours in this folder, as sizes is
 import rich
 import rich.table
+import sizes
 import tensorflow as tf
 
 import keras_kd
@@ -263,6 +267,14 @@ def load_teacher(settings: dict[str, Any]) -> Any:
     return teacher
 
 
+def started(seed: int, data: Any) -> Any:
+    """The student that every method of a seed begins with."""
+    keras.utils.set_random_seed(seed)
+    student = steps_benchmark.conv_net(pruning_benchmark.WIDTHS, "student")
+    pruning_benchmark.train(student, keras, *data, QUALITY["start_epochs"], seed, [])
+    return student
+
+
 def run_quality(stored: dict[str, Any], quick: bool, store: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     """Trains whatever is missing in `stored`."""
     if quick:
@@ -289,9 +301,7 @@ def run_quality(stored: dict[str, Any], quick: bool, store: Callable[[dict[str, 
         missing = [method for method in METHODS if (seed, method) in plan]
         if not missing:
             continue
-        keras.utils.set_random_seed(seed)
-        student = steps_benchmark.conv_net(pruning_benchmark.WIDTHS, "student")
-        pruning_benchmark.train(student, keras, *data, settings["start_epochs"], seed, [])
+        student = started(seed, data)
         quality["start"][str(seed)] = pruning_benchmark.accuracy_of(student, *test)
         for method in dict.fromkeys(AFTER.get(method, method) for method in missing if not method.startswith("tfmot")):
             for found in run_method(method, seed, student, teacher, data, test):
@@ -306,6 +316,44 @@ def run_quality(stored: dict[str, Any], quick: bool, store: Callable[[dict[str, 
                 keep(found)
     quality["latency"] = measure_latencies(teacher, data)
     return quality
+
+
+def run_keras(quick: bool) -> dict[str, Any]:
+    """Keras' own quantization after training, of the float students."""
+    if quick:
+        QUALITY.update(epochs=1, start_epochs=1)
+    data, test = pruning_benchmark.load_images()
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        for seed in SEEDS[:1] if quick else SEEDS:
+            student, _ = fine_tune("float", seed, started(seed, data), None, data, pathlib.Path(folder))
+            found.append({"seed": seed} | keras_record(student, test, pathlib.Path(folder)))
+            print(json.dumps(found[-1]), flush=True)
+    return {"settings": {name: QUALITY[name] for name in ("images", "epochs", "start_epochs")}, "runs": found}
+
+
+def keras_record(student: Any, test: tuple[Any, Any], folder: pathlib.Path) -> dict[str, Any]:
+    """What `quantize("int8")` makes of a student; the bytes of its weights are a lower bound for those of any file."""
+    quantized = steps_benchmark.clone(student)  # without an optimizer, which the file would hold
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Layer .* does not have a `quantize` method")  # convolutions, among others
+        quantized.quantize("int8")
+    quantized.save(folder / "int8.keras")
+    try:
+        quantized.export(folder / "int8.tflite", format="litert", verbose=False)
+        error = None
+    except Exception as refused:  # TensorFlow's converter has classes of its own
+        error = str(re.findall(r"'tfl\.[^\n]*", str(refused))[0])
+    classes = [classes_of_model(model, test[0]) for model in (student, quantized)]
+    return {
+        "float_accuracy": float(np.mean(classes[0] == test[1])),
+        "accuracy": float(np.mean(classes[1] == test[1])),
+        "agreement": float(np.mean(classes[0] == classes[1])),
+        "integer_layers": [layer.name for layer in quantized.layers if getattr(layer, "quantization_mode", None)],
+        "weight_bytes": sum(weight.value.numpy().nbytes for weight in quantized.weights),
+        "keras_bytes": (folder / "int8.keras").stat().st_size,
+        "litert_error": error,
+    }
 
 
 def measure_latencies(teacher: Any, data: Any) -> dict[str, Any]:
@@ -403,6 +451,7 @@ def main() -> int:
     """Measures, shows, writes; returns 1 if a claim does not hold."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--quality", action="store_true", help="accuracies, about half an hour; goes on where it was stopped")
+    parser.add_argument("--keras", action="store_true", help="Keras' own quantization after training, about three minutes")
     parser.add_argument("--quick", action="store_true", help="smoke test of the part: nothing is written, no claim enforced")
     parser.add_argument("--legacy", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -417,10 +466,15 @@ def main() -> int:
     def store(part: str, numbers: dict[str, Any]) -> None:
         if part == "quality":
             numbers["summary"] = summary_of(numbers)
-        pruning_benchmark.store_part(result, part, numbers, verdicts, None if options.quick else RESULT)
+        path = None if options.quick else RESULT
+        pruning_benchmark.store_part(result, part, numbers, verdicts, path, is_timed=part != "keras")
+        if not options.quick and {"quality", "keras"} <= result.keys() and "latency" in result["quality"]:
+            sizes.draw(result)
 
     if options.quality:
         store("quality", run_quality(result.get("quality", {}), options.quick, lambda numbers: store("quality", numbers)))
+    elif options.keras:
+        store("keras", run_keras(options.quick))
     else:
         rounds = {"rounds": 2 if options.quick else 20, "steps": 50}
         theirs = next(pruning_benchmark.legacy({"part": "speed", "speed": rounds}, __file__))

@@ -1,16 +1,25 @@
 """The README says what is true: its snippet runs, its files exist, its numbers are those of the committed results."""
 
+import importlib
 import json
 import pathlib
 import re
 
 import keras
 import numpy as np
+import pytest
 
 from keras_kd import _litert
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+QUANTIZATION = json.loads((ROOT / "benchmarks/results/quantization.json").read_text())
+
+
+@pytest.fixture
+def sizes(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return importlib.import_module("sizes")
 
 
 def test_the_snippet_runs_as_it_stands(tmp_path, monkeypatch):
@@ -73,11 +82,9 @@ def test_its_figures_of_pruning_and_quantization_are_those_of_the_committed_resu
     section = README.split("<!-- speed:begin -->")[1].split("<!-- speed:end -->")[0]
     page = (ROOT / "docs/quantization.md").read_text()
     texts = [" ".join(text.split()) for text in (section, page)]
-    pruning, quantization = (
-        json.loads((ROOT / f"benchmarks/results/{name}.json").read_text()) for name in ("pruning", "quantization")
-    )
-    rows = {row["method"]: row for row in quantization["quality"]["summary"]}
-    speed = quantization["speed"]
+    pruning = json.loads((ROOT / "benchmarks/results/pruning.json").read_text())
+    rows = {row["method"]: row for row in QUANTIZATION["quality"]["summary"]}
+    speed = QUANTIZATION["speed"]
     for found in (pruning["speed"]["no_xla"], pruning["speed"]["tfmot"]):
         assert f"{found['ratio']['median']:.2f} ({found['ratio']['median_low']:.2f} to" in section
     for text in texts:
@@ -85,11 +92,61 @@ def test_its_figures_of_pruning_and_quantization_are_those_of_the_committed_resu
             ratio = speed[name]["ratio"]
             assert f"{ratio['median']:.2f} ({ratio['median_low']:.2f} to {ratio['median_high']:.2f})" in text, name
         assert f"XLA {speed['xla']['ratio']['median']:.2f}" in text
-        for method in ("qat", "tfmot_qat"):
-            assert f"{rows[method]['bytes']:,.0f}" in text, method
-        for method in ("float", "qat", "pqat_two", "pqat_global", "road", "tfmot_pqat"):
-            assert f"{100 * rows[method]['accuracy']:.1f}" in text, method
     for row in rows.values():
         accuracy = f"{100 * row['accuracy']:.1f} ± {100 * row['accuracy_std']:.1f}"
-        assert any(accuracy in line and f"{row['gzip']:,.0f}" in line for line in page.splitlines()), row["method"]
-    assert all(claim["holds"] for claim in pruning["claims"] + quantization["claims"])
+        sizes = (f"{row[name]:,.0f}" for name in ("bytes", "gzip"))
+        assert any(all(one in line for one in (accuracy, *sizes)) for line in page.splitlines()), row["method"]
+    assert all(claim["holds"] for claim in pruning["claims"] + QUANTIZATION["claims"])
+
+
+def test_the_figures_under_its_picture_are_those_of_the_committed_result():
+    caption = " ".join(README.split("results/quantization.png)")[1].split("```")[0].split())
+    quality, keras_runs = QUANTIZATION["quality"], QUANTIZATION["keras"]["runs"]
+    rows = {row["method"]: row for row in quality["summary"]}
+    shown = [(quality["teacher"]["accuracy"], quality["latency"]["teacher"]["bytes"])]
+    shown += [(rows[name]["accuracy"], rows[name]["bytes"]) for name in ("float", "distilled_qat", "road", "tfmot_qat", "qat")]
+    found = re.findall(r"([\d.]+) % in (\d+,\d+)", caption)
+    assert found == [(f"{100 * accuracy:.1f}", f"{size:,.0f}") for accuracy, size in shown]
+    zeros = [f"{100 * rows[name]['accuracy']:.1f}" for name in ("tfmot_pqat", "pqat_two", "pqat_global")]
+    assert f"zeros {zeros[0]} % (here {zeros[1]} %, with a global threshold {zeros[2]} %)" in caption
+    assert f"int8 after training: {100 * rows['ptq']['accuracy']:.1f} %" in caption
+    measured = ("weight_bytes", "accuracy", "float_accuracy")
+    weights, accuracy, before = (np.mean([run[name] for run in keras_runs]) for name in measured)
+    assert f"{weights:,.0f} bytes of weights remain ({100 * accuracy:.1f} %)" in " ".join(README.split())
+    page = " ".join((ROOT / "docs/quantization.md").read_text().split())
+    assert f"{weights:,.0f} bytes of weights were left, with {100 * accuracy:.1f} % ({100 * before:.1f} % before)" in page
+    assert all(len(run["integer_layers"]) == 1 and run["litert_error"] for run in keras_runs)  # the Dense layer
+
+
+def test_what_its_picture_shows_are_means_and_extremes_of_the_runs(sizes):
+    found = sizes.points(QUANTIZATION)
+    assert set(found) == set(sizes.SHOWN)
+    for method, point in found.items():
+        if method == "teacher":
+            assert point.bytes == QUANTIZATION["quality"]["latency"]["teacher"]["bytes"]
+            continue
+        keras_alone = method == "keras"
+        runs = QUANTIZATION["keras"]["runs"] if keras_alone else QUANTIZATION["quality"]["runs"]
+        runs = [run for run in runs if run.get("method", "keras") == method]
+        accuracies = 100 * np.array([run["accuracy"] for run in runs])
+        assert len(runs) == 3
+        assert point[:3] == pytest.approx((np.mean(accuracies), np.min(accuracies), np.max(accuracies)))
+        assert point.bytes == pytest.approx(np.mean([run["weight_bytes" if keras_alone else "bytes"] for run in runs]))
+        assert point.gzip == (None if keras_alone else pytest.approx(np.mean([run["gzip"] for run in runs])))
+
+
+def test_its_picture_was_drawn_from_the_committed_result(sizes, tmp_path):
+    mark = sizes.fingerprint(sizes.points(QUANTIZATION)).encode()
+    assert mark in sizes.PICTURE.read_bytes()  # else: python benchmarks/sizes.py
+    changed = json.loads(json.dumps(QUANTIZATION))
+    changed["quality"]["runs"][0]["accuracy"] += 0.01
+    sizes.draw(changed, tmp_path / "changed.png")
+    assert mark not in (tmp_path / "changed.png").read_bytes()
+
+
+def test_every_public_name_has_a_status():
+    import keras_kd
+
+    status = README.split("Stable (")[1]
+    for name in set(keras_kd.__all__) - {"__version__", "compression"}:  # `compress`'s module
+        assert re.search(rf"`{name}[`.]", status), name

@@ -1,7 +1,10 @@
 """Which notebooks belong to the tutorials? Executes every `tutorials/*.py` and writes the `.ipynb` beside it.
 
-`python tools/build_tutorials.py [--check] [tutorial.py ...]`; with `--check` nothing runs: the cells are compared only. What is
-written depends on the tutorial and its results alone: no path, time, cell id by chance or message of the machine goes in.
+`python tools/build_tutorials.py [--check] [--chinese] [tutorial ...]`; with `--check` nothing runs: the cells are compared only.
+What is written depends on the tutorial and its results alone: no path, time, cell id by chance or message of the machine goes in.
+
+`tutorials/zh` has the texts of some in Chinese. Their notebooks have code and outputs of the English ones, and are written after
+these; `--chinese` writes nothing else, in a moment.
 """
 
 import argparse
@@ -14,6 +17,7 @@ import jupytext
 import nbformat
 
 TUTORIALS = pathlib.Path(__file__).parent.parent / "tutorials"
+CHINESE = TUTORIALS / "zh"
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
@@ -28,7 +32,8 @@ def cells(notebook: Any) -> list[tuple[str, str]]:
 def same_cells(tutorial: pathlib.Path) -> bool:
     """Whether the notebook beside a tutorial is there and holds its cells."""
     notebook = tutorial.with_suffix(".ipynb")
-    return notebook.exists() and cells(jupytext.read(tutorial)) == cells(nbformat.read(notebook, as_version=4))
+    wanted = translate(tutorial) if tutorial.suffix == ".md" else jupytext.read(tutorial)
+    return notebook.exists() and cells(wanted) == cells(nbformat.read(notebook, as_version=4))
 
 
 def execute(tutorial: pathlib.Path) -> Any:
@@ -61,20 +66,46 @@ def clean(notebook: Any) -> Any:
     return notebook
 
 
+def translate(text: pathlib.Path) -> Any:
+    """Puts a translated text in the place of the English one.
+
+    Args:
+        text: a Markdown file in a folder below that of the tutorial of the same name: its cells of text, in order, with
+            `<!-- code -->` between them.
+
+    Returns:
+        The tutorial's executed notebook with that text; raises `SystemExit` where it has other cells than the tutorial.
+    """
+    english = text.parent.parent / text.with_suffix(".py").name
+    if not same_cells(english):
+        sys.exit(f"The notebook of {english.name} is missing or holds other cells. Run `make tutorials`.")
+    notebook = nbformat.read(english.with_suffix(".ipynb"), as_version=4)
+    places = [cell for cell in notebook.cells if cell.cell_type == "markdown"]
+    sources = [part.strip() for part in text.read_text().split("<!-- code -->")]
+    if len(sources) != len(places):
+        sys.exit(f"{text} needs a text for each of the tutorial's {len(places)} cells of text. It has {len(sources)}.")
+    for cell, source in zip(places, sources, strict=True):
+        cell.source = source
+    return notebook
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Builds the notebooks, or compares their cells; raises `SystemExit` if they differ."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("tutorials", nargs="*", type=pathlib.Path, help="default: all")
     parser.add_argument("--check", action="store_true", help="compare cells, run and write nothing")
+    parser.add_argument("--chinese", action="store_true", help="the notebooks in zh alone")
     options = parser.parse_args(arguments)
-    tutorials = options.tutorials or sorted(TUTORIALS.glob("*.py"))
+    english = [] if options.chinese else sorted(TUTORIALS.glob("*.py"))
+    tutorials = options.tutorials or [*english, *sorted(CHINESE.glob("*.md"))]
     if options.check:
         if stale := [path.name for path in tutorials if not same_cells(path)]:
             sys.exit(f"The notebooks of {', '.join(stale)} are missing or hold other cells. Run `make tutorials`.")
         return
     for tutorial in tutorials:
-        print(f"{tutorial.name} ...", flush=True)
-        nbformat.write(clean(execute(tutorial)), tutorial.with_suffix(".ipynb"))
+        print(f"{tutorial.parent.name}/{tutorial.name} ...", flush=True)
+        make = translate if tutorial.suffix == ".md" else execute
+        nbformat.write(clean(make(tutorial)), tutorial.with_suffix(".ipynb"))
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def links() -> dict[str, str]:
 
 def prepared(page: pathlib.Path) -> str:
     """A page of the repository as a page of the site: notebooks have become pages, and names are links."""
-    text = re.sub(r"(\]\((?:tutorials/)?[\w.-]+)\.ipynb\)", r"\1.md)", page.read_text())
+    text = re.sub(r"(\]\((?:tutorials/)?(?:zh/)?[\w.-]+)\.ipynb\)", r"\1.md)", page.read_text())
     return linked(text, links(), first_column=not page.name.startswith("from_"))  # which holds the names of another library
 
 
@@ -67,7 +67,7 @@ def copy_pages() -> None:
         "docs": ["*.md"],
         "benchmarks": ["*.py", "results/*"],
         "tests": ["test_keras_distillation_defects.py"],
-        "tutorials": ["*.py", "*.ipynb", "*.md"],
+        "tutorials": ["*.py", "*.ipynb", "*.md", "zh/*.ipynb"],
     }.items():
         for path in [path for pattern in patterns for path in sorted((ROOT / folder).glob(pattern))]:
             target = SOURCE / path.relative_to(ROOT)
@@ -189,16 +189,16 @@ def write_benchmarks() -> None:
 
 
 def write_tutorials() -> None:
-    """Writes the executed notebooks as pages, pictures included."""
-    pages = []
-    for path in sorted((ROOT / "tutorials").glob("*.ipynb")):
-        parts = []
+    """Writes the executed notebooks as pages, pictures included: the English ones, then the Chinese ones."""
+    pages, folder = [], ROOT / "tutorials"
+    for path in [*sorted(folder.glob("*.ipynb")), *sorted(folder.glob("zh/*.ipynb"))]:
+        parts, page = [], path.relative_to(folder).with_suffix("").as_posix()
         for number, cell in enumerate(json.loads(path.read_text())["cells"]):
             source = "".join(cell["source"])
             parts.append(source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
-            parts += [shown(output, path.stem, f"{number}-{index}") for index, output in enumerate(cell.get("outputs", []))]
-        write(f"tutorials/{path.stem}.md", "\n\n".join(parts) + f"\n\n[This notebook](/tutorials/{path.name})\n")
-        pages.append(path.stem)
+            parts += [shown(output, page, f"{number}-{index}") for index, output in enumerate(cell.get("outputs", []))]
+        write(f"tutorials/{page}.md", "\n\n".join(parts) + f"\n\n[This notebook](/tutorials/{page}.ipynb)\n")
+        pages.append(page)
     texts = [path.stem for path in sorted((ROOT / "tutorials").glob("*.md")) if path.stem not in [*pages, "README"]]
     with (SOURCE / "tutorials" / "README.md").open("a") as readme:
         readme.write("\n:::{toctree}\n:hidden:\n\n" + "\n".join(pages + texts) + "\n:::\n")
@@ -209,6 +209,7 @@ def shown(output: dict[str, Any], notebook: str, number: str) -> str:
     data = output.get("data", {})
     if "image/png" in data:
         picture = SOURCE / "tutorials" / f"{notebook}-{number}.png"
+        picture.parent.mkdir(exist_ok=True)
         picture.write_bytes(base64.b64decode("".join(data["image/png"])))
         return f"![what the cell above draws]({picture.name})"
     return f"```text\n{''.join(output.get('text', data.get('text/plain', '')))}\n```"
