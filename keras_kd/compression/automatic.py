@@ -1,5 +1,6 @@
 """Which road to a small file is best for this model? Cuts, thins, distils and quantises, measures each file, and keeps the best."""
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -46,12 +47,13 @@ def compress(
     seed: int = 0,
     verbose: Any = "auto",
 ) -> Compression:
-    """Makes a model fit into a file of so many bytes, in integers of 8 bits, and loses as little as it can.
+    """Makes a model fit into a file of so many bytes, in integers, and loses as little as it can.
 
-    First without training: the whole model in integers, and, cut to the budget, fewer channels, thinner layers, and both. What is
-    cut is fitted to what the model gives (`surgery`). Then trials: the candidates, the best one first, are distilled from the model
-    in quantization-aware training; trials that are left go on with the best one, at a lower learning rate. Every file is run in the
-    LiteRT interpreter on the validation data, and the best one within the budget is what you get, trained or not.
+    First without training: the whole model in integers of 8 bits, and if that is too large, with weights of 4 bits, and, cut to the
+    budget, fewer channels, thinner layers, and both. What is cut is fitted to what the model gives (`surgery`). Then trials: the
+    candidates, the best one first, are distilled from the model in quantization-aware training; trials that are left go on with the
+    best one, at a lower learning rate. Every file is run in the LiteRT interpreter on the validation data, and the best one within
+    the budget is what you get, trained or not.
 
     With a `folder` everything is kept there. The same call goes on where a former one was interrupted; with a larger `max_trials`
     it does more of them.
@@ -241,27 +243,31 @@ class _Work:
 
     def cut(self) -> None:
         """The whole model in integers, and each strategy at the largest share whose file is within the budget."""
-        whole = self._attempt("whole", "int8", 1.0, lambda: self.model)
+        whole = self._attempt("whole", "int8", 1.0, 8, lambda: self.model)
         if whole.fits or not whole.size:
             return
-        for name, way in WAYS.items():
-            key = name.replace(" ", "_")
+        fine = self._attempt("whole_4_bits", "weights of 4 bits", 1.0, 4, lambda: self.model)
+        ways = [(name, way, whole) for name, way in WAYS.items()]
+        if fine.size and not fine.fits:
+            ways.append(("channels, 4 bits", WAYS["channels"], fine))
+        for name, way, uncut in ways:
+            key = name.replace(",", "").replace(" ", "_")
             if key not in self.state["attempts"]:
                 self.say(f"{name}: looking for the share that the budget allows")
-                share, cut = self._cut(way, whole)
-                self._attempt(key, name, share, cut)
+                share, cut = self._cut(way, uncut)
+                self._attempt(key, name, share, uncut.bits, cut)
 
     def _cut(self, way: Way, whole: Attempt) -> tuple[float, Any]:
         """The largest share whose file is within the budget, and what makes the model. Files are nearly linear in it."""
         calibration = self.data.calibration
         aim = _AIM * self.budget
-        rest = max(whole.size - whole.parameters, 0)  # of a file, besides a byte for each weight
+        rest = max(whole.size - whole.parameters * whole.bits // 8, 0)  # of a file, besides the weights
         share = float(np.clip((aim - rest) / max(whole.size - rest, 1), 0.02, 0.98))
         low, high, best, known = 0.0, 1.0, None, {1.0: whole.size}
         for _ in range(_PROBES):
             try:
                 probe = way(self.model, share, calibration)
-                size = self._quantised(probe, self.folder / "probe.tflite")[0]
+                size = self._quantised(probe, self.folder / "probe.tflite", whole.bits)[0]
             except (ValueError, RuntimeError):  # cannot be cut so far
                 low, share = share, (share + high) / 2
                 continue
@@ -282,7 +288,7 @@ class _Work:
             return share, lambda: fitted(way(self.model, share, calibration), self.model, calibration)
         return best[0], lambda: fitted(best[1], self.model, calibration)
 
-    def _attempt(self, key: str, name: str, share: float, make: Any) -> Attempt:
+    def _attempt(self, key: str, name: str, share: float, bits: int, make: Any) -> Attempt:
         """Makes a model without training, and measures its file."""
         if key in self.state["attempts"]:
             return self.attempts[key]
@@ -292,29 +298,30 @@ class _Work:
             parameters = made.count_params()
             if made is not self.model:
                 made.save(self.folder / f"{key}.keras")
-            size, quantised = self._quantised(made, self.folder / f"{key}.tflite")
+            size, quantised = self._quantised(made, self.folder / f"{key}.tflite", bits)
             quantised.save(self.folder / f"{key}.int8.keras")
-            found = self._record(key, name, share, 0, size, parameters, began)
+            attempt = Attempt(name, share, 0, size, 0.0, parameters, 0.0, False, bits=bits)
         except (ValueError, RuntimeError) as error:
-            found = self._record(key, name, share, 0, 0, parameters, began, note=str(error).splitlines()[0])
-        return found
+            note = str(error).splitlines()[0]
+            attempt = Attempt(name, share, 0, 0, 0.0, parameters, 0.0, False, note, bits)
+        return self._record(key, attempt, began)
 
-    def _quantised(self, model: Any, path: pathlib.Path) -> tuple[int, Any]:
+    def _quantised(self, model: Any, path: pathlib.Path, bits: int) -> tuple[int, Any]:
         """The size of the file of a model in integers, after its ranges were measured; and the model that computes the same."""
-        quantised = Quantization(calibration_data=self.data.calibration).quantize(model)
+        quantised = Quantization(bits, calibration_data=self.data.calibration).quantize(model)
         return export.to_litert(quantised, path, check_data=self.data.calibration, min_agreement=0.0).size, quantised
 
-    def _record(
-        self, key: str, name: str, share: float, epochs: int, size: int, parameters: int, began: float, note: str = ""
-    ) -> Attempt:
-        score = self._measured(self.folder / f"{key}.tflite")[0] if size else 0.0
-        seconds = round(time.monotonic() - began, 1)
-        fits = 0 < size <= self.budget
-        self.state["attempts"][key] = vars(Attempt(name, share, epochs, size, score, parameters, seconds, fits, note))
+    def _record(self, key: str, attempt: Attempt, began: float) -> Attempt:
+        """Measures the file of an attempt, and keeps what came of it."""
+        score = self._measured(self.folder / f"{key}.tflite")[0] if attempt.size else 0.0
+        seconds, fits = round(time.monotonic() - began, 1), 0 < attempt.size <= self.budget
+        found = dataclasses.replace(attempt, score=score, seconds=seconds, fits=fits)
+        self.state["attempts"][key] = vars(found)
         self._keep()
-        over = "" if fits else f", {size - self.budget:,} bytes over the budget"
-        self.say(f"{name}: {note}" if note else f"{name}: {size:,} bytes{over}, {self.state['what']} {score:.4f}")
-        return self.attempts[key]
+        over = "" if fits else f", {found.size - self.budget:,} bytes over the budget"
+        told = found.note or f"{found.size:,} bytes{over}, {self.state['what']} {score:.4f}"
+        self.say(f"{found.name}: {told}")
+        return found
 
     def _measured(self, path: pathlib.Path) -> tuple[float, str, str]:
         """Score of a file, what it is, and the task."""
@@ -352,8 +359,9 @@ class _Work:
         path = self.folder / f"{key}.keras"
         student = _loaded(path if path.exists() else self.folder / "original.keras")
         keras.utils.set_random_seed(self.settings["seed"] + len(self.attempts))
-        quantization = self._fit(student, rate, epochs, deadline)
+        quantization = self._fit(student, rate, epochs, deadline, former.bits)
         name = f"{former.name}, trained" if not again else f"{former.name} again"
+        attempt = dataclasses.replace(former, name=name, epochs=former.epochs + epochs)
         try:
             quantised = quantization.quantized_model()
             size = export.to_litert(
@@ -361,12 +369,12 @@ class _Work:
             ).size
             student.save(self.folder / f"{target}.keras")
             quantised.save(self.folder / f"{target}.int8.keras")
+            attempt = dataclasses.replace(attempt, size=size)
         except (ValueError, RuntimeError) as error:
-            self._record(target, name, former.share, epochs, 0, former.parameters, began, note=str(error).splitlines()[0])
-            return
-        self._record(target, name, former.share, former.epochs + epochs, size, former.parameters, began)
+            attempt = dataclasses.replace(attempt, epochs=epochs, size=0, note=str(error).splitlines()[0])
+        self._record(target, attempt, began)
 
-    def _fit(self, student: Any, rate: float, epochs: int, deadline: float) -> Quantization:
+    def _fit(self, student: Any, rate: float, epochs: int, deadline: float, bits: int) -> Quantization:
         kd = {"classes": losses.KDLoss(temperature=4.0), "binary": losses.KDLoss(activation="sigmoid")}
         teaches = kd.get(self.state["task"]) or keras.losses.MeanSquaredError()
         weight = 0.3 if self.loss is not None else 0.0
@@ -374,7 +382,7 @@ class _Work:
         steps = epochs * self.data.steps()
         rates = keras.optimizers.schedules.CosineDecay(rate, steps)
         distiller.compile(keras.optimizers.Adam(rates), self.loss)
-        quantization = Quantization()
+        quantization = Quantization(bits)
         distiller.fit(
             **self.data.fit_arguments(), epochs=epochs, verbose=0, callbacks=[quantization, _Watch(deadline, epochs, self.say)]
         )

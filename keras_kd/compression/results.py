@@ -21,6 +21,7 @@ class Attempt:
         seconds: that it took.
         fits: whether the file is within the budget.
         note: why there is no file; "" otherwise.
+        bits: of the kernels' weights.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Attempt:
     seconds: float
     fits: bool
     note: str = ""
+    bits: int = 8
 
 
 @dataclasses.dataclass(frozen=True)

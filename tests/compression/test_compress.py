@@ -66,6 +66,15 @@ def test_the_file_is_the_best_within_the_budget_and_computes_what_the_model_does
     assert found.best.size > 0.85 * BUDGET
 
 
+def test_weights_of_4_bits_are_tried(done):
+    found = done[0]
+    made = {one.name: one for one in found.attempts}
+    whole, fine, cut = made["int8"], made["weights of 4 bits"], made["channels, 4 bits"]
+    assert (whole.bits, fine.bits, cut.bits) == (8, 4, 4)
+    assert fine.size < whole.size - 0.4 * whole.parameters
+    assert cut.parameters > made["channels"].parameters
+
+
 def test_the_same_call_goes_on_where_it_ended(done, model, monkeypatch):
     found, _, arguments = done
     monkeypatch.setattr(automatic._Work, "_train", lambda *a, **k: pytest.fail("nothing is left to train"))
@@ -88,7 +97,7 @@ def test_an_interruption_loses_the_running_trial_alone(done, model, monkeypatch,
     more = keras_kd.compress(model, X, Y, max_trials=2, **arguments)
     assert more.attempts[: len(found.attempts)] == found.attempts
     assert len(more.attempts) == len(found.attempts) + 1
-    assert more.attempts[-1].name == "channels, trained again"
+    assert more.attempts[-1].name == "channels, 4 bits, trained"  # the next of those that were not trained
     assert more.best.score >= found.best.score
     with pytest.raises(ValueError, match=r"`folder` must be new.*another budget"):
         keras_kd.compress(model, X, Y, **arguments | {"budget": BUDGET + 1})
