@@ -7,7 +7,10 @@ import re
 import subprocess
 import sys
 
+import nbformat
 import pytest
+
+from tools.build_tutorials import shown
 
 ROOT = pathlib.Path(__file__).parent.parent
 FOLDER = ROOT / "tutorials"
@@ -79,11 +82,20 @@ def test_what_the_notebook_prints_is_plain_text(tutorial):
     assert "\x1b" not in "".join("".join(output.get("text", "")) for output in outputs)
 
 
+def test_what_a_cell_shows_is_text_in_one_piece_and_no_log():
+    picture = nbformat.v4.new_output("display_data", {"image/png": "AA=="})
+    said = [("stdout", "a\nb"), ("stderr", "noise\n"), ("stdout", "c\nWARNING:tensorflow:5 out of 9 calls at 0x7f\nd\n")]
+    outputs = [nbformat.v4.new_output("stream", name=name, text=text) for name, text in said]
+    log = nbformat.v4.new_output("stream", name="stdout", text="WARNING:tensorflow:more\n")
+    assert shown([*outputs, picture, log]) == [nbformat.v4.new_output("stream", name="stdout", text="a\nbc\nd\n"), picture]
+
+
 @each_tutorial
 def test_the_notebook_says_nothing_of_the_machine_that_ran_it(tutorial):
     text = tutorial.with_suffix(".ipynb").read_text()
     text = re.sub(r'"[A-Za-z0-9+/=\\n]{200,}"', '""', text)  # pictures: base64 holds slashes
     assert not re.findall(r"/(?:work|root|home|Users|tmp|opt|var)/\S*|[A-Z]:\\\\\S*", text)
+    assert not re.findall(r"WARNING:\w+|0x[0-9a-f]{8,}", text)  # logs, and where things are in memory
     notebook = notebook_of(tutorial)
     assert set(notebook["metadata"]) <= {"kernelspec", "language_info"}
     assert notebook["metadata"]["kernelspec"]["name"] == "python3"

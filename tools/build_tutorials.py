@@ -10,6 +10,7 @@ these; `--chinese` writes nothing else, in a moment.
 import argparse
 import os
 import pathlib
+import re
 import sys
 from typing import Any
 
@@ -55,14 +56,29 @@ def execute(tutorial: pathlib.Path) -> Any:
     return notebook
 
 
+def shown(outputs: list[Any]) -> list[Any]:
+    """What a cell shows: no standard error, no log of TensorFlow, and text in one piece, whatever the pace at which it came."""
+    kept: list[Any] = []
+    for output in outputs:
+        is_text = output.output_type == "stream"
+        if is_text and kept and kept[-1].output_type == "stream" and output.name == "stdout":
+            kept[-1].text += output.text
+        elif not is_text or output.name == "stdout":
+            kept.append(output)
+    for output in kept:
+        if output.output_type == "stream":
+            output.text = re.sub(r"^WARNING:tensorflow:.*\n?", "", output.text, flags=re.MULTILINE)
+    return [output for output in kept if output.output_type != "stream" or output.text]
+
+
 def clean(notebook: Any) -> Any:
-    """Leaves what the tutorial says and shows: fixed metadata and cell ids, no standard error."""
+    """Leaves what the tutorial says and shows, with fixed metadata and cell ids."""
     notebook.metadata = nbformat.from_dict(METADATA)
     notebook.nbformat, notebook.nbformat_minor = 4, 5
     for index, cell in enumerate(notebook.cells):
         cell.id, cell.metadata = f"cell-{index}", nbformat.from_dict({})
         if cell.cell_type == "code":
-            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+            cell.outputs = shown(cell.outputs)
     return notebook
 
 
