@@ -57,12 +57,14 @@ __all__ = [
 _ON_DEMAND = ("analysis", "compression", "report", "surgery", "tuner")  # imported when first used: training needs none of them
 
 
-def __getattr__(name: str) -> Any:
-    if name in _ON_DEMAND:
-        return importlib.import_module(f"keras_kd.{name}")
-    if name == "compress":
-        return importlib.import_module("keras_kd.compression").compress
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+if not TYPE_CHECKING:  # type checkers know all names from above, and with it would take any other for one
+
+    def __getattr__(name: str) -> Any:
+        if name in _ON_DEMAND:
+            return importlib.import_module(f"keras_kd.{name}")
+        if name == "compress":
+            return importlib.import_module("keras_kd.compression").compress
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

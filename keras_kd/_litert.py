@@ -9,7 +9,7 @@ import re
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -233,22 +233,65 @@ def operators(content: bytes, arrays: Any = None) -> tuple[dict[str, int], tuple
     return dict(found), tuple(floats)
 
 
-def output_ranges(content: bytes) -> list[float]:
-    """Widths of the ranges that a file's integers have for its outputs, in the order of the model's; 0 for outputs of floats."""
+class Border(NamedTuple):
+    """An input or output of a file.
+
+    Attributes:
+        name: in the signature.
+        shape: -1 where any length goes.
+        dtype: of the arrays that the file takes or gives.
+        stored: of the integers behind it; the same as `dtype` where there are none.
+        scale: what one step of these integers stands for; 0.0 where there are none.
+        zero: the integer that stands for 0.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    stored: str
+    scale: float
+    zero: int
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """The smallest and the largest number that the integers stand for."""
+        integers = np.iinfo(self.stored)
+        return self.scale * (int(integers.min) - self.zero), self.scale * (int(integers.max) - self.zero)
+
+
+def borders(content: bytes) -> tuple[list[Border], list[Border]]:
+    """Inputs and outputs of a file, in the order of the model's.
+
+    Raises:
+        ValueError: if the file has no signature, or several inputs of names that `to_litert` does not give.
+    """
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(model_content=content, experimental_op_resolver_type=_plain_resolver())
-    outputs = interpreter.get_signature_runner("serving_default").get_output_details()
+    runner = interpreter.get_signature_runner(signature_of(interpreter))
     tensors = {detail["index"]: detail for detail in interpreter.get_tensor_details()}
-    sources = {
-        int(operator["outputs"][0]): int(operator["inputs"][0])
-        for operator in interpreter._get_ops_details()
-        if operator["op_name"] == "DEQUANTIZE"
-    }
-    widths = []
-    for i in range(len(outputs)):
-        index = outputs[f"output_{i}"]["index"]
-        detail = tensors[sources.get(index, index)]
-        is_byte = np.dtype(detail["dtype"]).itemsize == 1
-        widths.append(255 * float(detail["quantization"][0]) if is_byte else 0.0)
-    return widths
+    steps = interpreter._get_ops_details()
+    sides = []
+    for details, what, operator, here, there in (
+        (runner.get_input_details(), "input", "QUANTIZE", "inputs", "outputs"),
+        (runner.get_output_details(), "output", "DEQUANTIZE", "outputs", "inputs"),
+    ):
+        behind = {int(step[here][0]): int(step[there][0]) for step in steps if step["op_name"] == operator}
+        found = []
+        for name, detail in in_order(details, what).items():
+            index = detail["index"]
+            outside, inside = tensors[index], tensors[behind.get(index, index)]
+            scale, zero = inside["quantization"]
+            shape = tuple(int(length) for length in outside["shape_signature"])
+            found.append(Border(name, shape, _dtype(outside), _dtype(inside), float(scale), int(zero)))
+        sides.append(found)
+    return sides[0], sides[1]
+
+
+def _dtype(detail: dict[str, Any]) -> str:
+    return np.dtype(detail["dtype"]).name
+
+
+def output_ranges(content: bytes) -> list[float]:
+    """Widths of the ranges that a file's integers have for its outputs, in the order of the model's; 0 for outputs of floats."""
+    return [255 * one.scale if np.dtype(one.stored).itemsize == 1 else 0.0 for one in borders(content)[1]]

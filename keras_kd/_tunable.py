@@ -7,11 +7,12 @@ set to, and hands the graph a variable which every assignment writes through to.
 import math
 import numbers
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Generic, Self, SupportsFloat, TypeVar, overload
 
 import keras
 
 Number = int | float
+Kept = TypeVar("Kept")
 
 
 def finite_number(name: str, value: Any) -> Number:
@@ -57,7 +58,7 @@ def each(check: Callable[[str, Any], Number]) -> Callable[[str, Any], list[Numbe
     return check_all
 
 
-class Tunable:
+class Tunable(Generic[Kept]):
     """An attribute that reads as a Python number (or a list of them) and that compiled steps see change.
 
     Inside a step, `Tunable.tensor(owner, name)` gives the current value as a tensor. The owner may define `dtype`, in which
@@ -67,11 +68,23 @@ class Tunable:
         check: function of `(name, value)` that returns the value to keep or raises. By default any finite number passes.
     """
 
+    @overload
+    def __init__(self: "Tunable[Number]") -> None: ...
+
+    @overload
+    def __init__(self, check: Callable[[str, Any], Kept]) -> None: ...
+
     def __init__(self, check: Callable[[str, Any], Any] = finite_number) -> None:
         self.check = check
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
+
+    @overload
+    def __get__(self, instance: None, owner: type | None = None) -> Self: ...
+
+    @overload
+    def __get__(self, instance: Any, owner: type | None = None) -> Kept: ...
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         if instance is None:
@@ -82,7 +95,7 @@ class Tunable:
             raise AttributeError(f"`{self.name}` is not set yet.") from None
         return _WriteThroughList(value, instance, self.name) if isinstance(value, list) else value
 
-    def __set__(self, instance: Any, value: Any) -> None:
+    def __set__(self, instance: Any, value: SupportsFloat | Sequence[SupportsFloat]) -> None:
         value = self.check(self.name, value)
         slots = _slots(instance)
         if self.name not in slots:

@@ -400,6 +400,16 @@ class Distiller(LoggedModel):
         return twin
 
     @property
+    def input_shape(self) -> Any:
+        """The student's, where it knows it: MLflow asks models for theirs."""
+        return self.student.input_shape
+
+    @property
+    def output_shape(self) -> Any:
+        """The student's, where it knows it."""
+        return self.student.output_shape
+
+    @property
     def output_names(self) -> Any:
         """The student's output names, so that dicts of losses and metrics read as for the student."""
         return self._student_output_names()

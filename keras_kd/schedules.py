@@ -9,7 +9,7 @@ The schedules of `callbacks.Pruning` are callables `schedule(step) -> (whether t
 import math
 from collections.abc import Callable
 from numbers import Real
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 
@@ -19,11 +19,54 @@ from keras_kd._tunable import Number, finite_number, non_negative, positive
 _OF_TFMOT = ("ConstantSparsity", "PolynomialDecay", "PruningSchedule")
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _OF_TFMOT:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found = globals()[name] = getattr(_tfmot.load().sparsity.keras, name)
-    return found
+if TYPE_CHECKING:  # TF-MOT has no types
+
+    class PruningSchedule:
+        """TF-MOT's base class."""
+
+        def __call__(self, step: Any) -> tuple[Any, Any]:
+            """Whether to prune at `step`, and the sparsity."""
+
+        def get_config(self) -> dict[str, Any]:
+            """Returns the class's name and the constructor's arguments."""
+
+    class ConstantSparsity(PruningSchedule):
+        """TF-MOT's schedule of one sparsity."""
+
+        target_sparsity: float
+        begin_step: int
+        end_step: int
+        frequency: int
+
+        def __init__(self, target_sparsity: float, begin_step: int, end_step: int = -1, frequency: int = 100) -> None: ...
+
+    class PolynomialDecay(PruningSchedule):
+        """TF-MOT's schedule that grows from one sparsity to another."""
+
+        initial_sparsity: float
+        final_sparsity: float
+        begin_step: int
+        end_step: int
+        power: float
+        frequency: int
+
+        def __init__(
+            self,
+            initial_sparsity: float,
+            final_sparsity: float,
+            begin_step: int,
+            end_step: int,
+            power: float = 3,
+            frequency: int = 100,
+        ) -> None: ...
+
+else:
+
+    def __getattr__(name: str) -> Any:
+        if name not in _OF_TFMOT:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        found = globals()[name] = getattr(_tfmot.load().sparsity.keras, name)
+        return found
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")

@@ -123,6 +123,18 @@ def test_errors_say_what_is_wrong_without_a_traceback(words, told, folder, capsy
     assert not (folder / "out.keras").exists()
 
 
+def test_export_writes_a_card_with_what_was_measured(folder, capsys):
+    words = ("export", "teacher.keras", "carded.tflite")
+    assert run(folder, capsys, *words, "--card", "card.md", "--test", "data.npz")[0] == 0
+    text = (folder / "card.md").read_text()
+    assert "`carded.tflite` is a LiteRT" in text
+    assert "This file is `file`; agreement is with `model`." in text
+    code, _, error = run(folder, capsys, *words, "--card", "card.md")
+    assert (code, "is there already" in error) == (1, True)
+    code, _, error = run(folder, capsys, *words, "--test", "data.npz")
+    assert (code, "Add --card README.md" in error) == (1, True)
+
+
 @pytest.mark.parametrize("command", ["demo", "inspect", "compare", "prune", "export", "compress"])
 def test_every_command_has_help_with_an_example(command, capsys):
     with pytest.raises(SystemExit) as stop:

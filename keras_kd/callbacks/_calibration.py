@@ -5,15 +5,15 @@ from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 
 def batches(data: Any, count: int | None, size: int = 32) -> Iterator[Any]:
     """Batches of inputs, as arrays nested as the model takes them; `count` is how many arrays it takes, where that is known."""
     arrays = keras.tree.flatten(data)
-    if arrays and count in (None, len(arrays)) and all(isinstance(array, np.ndarray) or tf.is_tensor(array) for array in arrays):
-        for start in range(0, len(arrays[0]), size):
-            yield keras.tree.map_structure(lambda array: np.asarray(array[start : start + size]), data)  # noqa: B023
+    if arrays and count in (None, len(arrays)) and all(hasattr(array, "shape") and hasattr(array, "__array__") for array in arrays):
+        data = keras.tree.map_structure(np.asarray, data)  # tensors and data frames, too
+        for start in range(0, len(keras.tree.flatten(data)[0]), size):
+            yield keras.tree.map_structure(lambda array: array[start : start + size], data)  # noqa: B023
         return
     if isinstance(data, (str, bytes)) or not hasattr(data, "__iter__"):
         raise TypeError(

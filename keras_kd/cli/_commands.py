@@ -102,7 +102,13 @@ def export(options: argparse.Namespace) -> None:
     model = _files.load_model(options.model, unsafe=options.unsafe)
     target = _files.target(options.out, ".tflite")
     x = None if options.data is None else _files.load_data(options.data, model)[0]
+    card = _files.new_target(options.card, ".md") if options.card else None
+    if options.test is not None and card is None:
+        raise ValueError("--test measures what the card says. Add --card README.md, or leave out --test.")
+    tested = None if options.test is None else _files.load_data(options.test, model)
     report = exporting.to_litert(model, target, quantization=options.quantization, representative_data=x)
+    if card is not None:
+        _write_card(card, model, report, tested)
     if options.json:
         _print_json({**dataclasses.asdict(report), "path": str(report.path)})
         return
@@ -110,6 +116,14 @@ def export(options: argparse.Namespace) -> None:
         f"{report.path}: {report.quantization}, {report.size:,} bytes ({report.gzip_size:,} after gzip); {report.agreement:.1%} of "
         f"{report.samples:,} samples agree with the model, largest difference {report.max_difference:.2g}"
     )
+
+
+def _write_card(path: pathlib.Path, model: Any, exported: Any, tested: Any) -> None:
+    """The card of a file, with what it and its model give on data, if there are any."""
+    from keras_kd import report
+
+    found = None if tested is None else report.compare({"model": model, "file": exported.path}, *tested, verbose=0)
+    report.model_card(exported, path, comparison=found, name=None if found is None else "file")
 
 
 def compress(options: argparse.Namespace) -> None:

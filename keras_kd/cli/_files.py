@@ -91,6 +91,18 @@ def target(path: str, suffix: str) -> pathlib.Path:
     return found
 
 
+def new_target(path: str, suffix: str) -> pathlib.Path:
+    """The same, where there is nothing yet.
+
+    Raises:
+        FileExistsError: if there is something.
+    """
+    found = target(path, suffix)
+    if found.exists():
+        raise FileExistsError(f'"{found}" is there already. Delete it, or give another name.')
+    return found
+
+
 def save(model: Any, path: pathlib.Path) -> None:
     """Writes a model whole or not at all."""
     begun = path.with_name(f".{path.stem}.{os.getpid()}.keras")

@@ -129,6 +129,8 @@ def _export(commands: Any) -> None:
     export.add_argument("out", help="where the .tflite file is written")
     choices = ("auto", "float32", "float16", "dynamic", "int8", "int4")
     export.add_argument("--quantization", default="auto", choices=choices, help="auto: int8 with --data, float32 without")
+    export.add_argument("--card", metavar="FILE", help="write a model card, too: README.md for the Hugging Face Hub")
+    export.add_argument("--test", metavar="NPZ", help="data that the card's numbers are measured on, beside the model's")
     _common(export, needs_data=False)
 
 
@@ -144,7 +146,9 @@ def _compress(commands: Any) -> None:
     )
     compress.add_argument("model", help="a .keras file")
     compress.add_argument("--budget", required=True, help="bytes of the file: 100000, 100KB, 98KiB, 1.5MB")
-    compress.add_argument("--out", required=True, metavar="FOLDER", help="folder for model.tflite, model.keras and report.json")
+    compress.add_argument(
+        "--out", required=True, metavar="FOLDER", help="folder for model.tflite, model.keras, report.json and a card, README.md"
+    )
     compress.add_argument("--validation", metavar="NPZ", help="data that the choice is made by (a tenth of --data)")
     compress.add_argument("--max-trials", type=at_least_1, default=6, help="trainings (6)")
     compress.add_argument("--max-minutes", type=float, help="no training goes on after so many minutes")

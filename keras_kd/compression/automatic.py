@@ -19,6 +19,7 @@ import numpy as np
 from keras_kd import _files, export, losses, report
 from keras_kd._progress import check_verbose
 from keras_kd.callbacks import Quantization
+from keras_kd.compression._card import write_card
 from keras_kd.compression._data import Data
 from keras_kd.compression._strategies import WAYS, Way, fitted
 from keras_kd.compression.results import Attempt, Compression
@@ -56,7 +57,8 @@ def compress(
     the budget is what you get, trained or not.
 
     With a `folder` everything is kept there. The same call goes on where a former one was interrupted; with a larger `max_trials`
-    it does more of them.
+    it does more of them. A model card, `README.md`, says how the file was made, and what it and the original gave on the validation
+    data; one that you edited stays.
 
     Args:
         model: a built Functional or Sequential model, trained; for a Distiller, its student. It is not changed.
@@ -417,6 +419,11 @@ class _Work:
             self._end.detach()
             weakref.finalize(found, shutil.rmtree, self.folder, ignore_errors=True)
         _files.write_atomically(self.folder / "report.json", found.to_json().encode())
+        if self._end is None:
+            card = write_card(found, self.data.validation, self.settings["learning_rate"], self.state.get("card"))
+            if card is not None:
+                self.state["card"] = card
+                self._keep()
         self.say(f"chosen: {found.best.name}, {found.best.size:,} bytes, {found.what} {found.best.score:.4f}")
         return found
 

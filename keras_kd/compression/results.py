@@ -5,6 +5,8 @@ import json
 import pathlib
 from typing import Any
 
+from keras_kd.quantized import QuantizedModel
+
 
 @dataclasses.dataclass(frozen=True)
 class Attempt:
@@ -51,7 +53,7 @@ class Compression:
         what: "accuracy", "agreement" or "minus the mean squared error": what scores are.
     """
 
-    model: Any
+    model: QuantizedModel
     path: pathlib.Path
     best: Attempt
     attempts: tuple[Attempt, ...]

@@ -4,7 +4,7 @@ import dataclasses
 import numbers
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, overload
 
 import keras
 import numpy as np
@@ -84,6 +84,32 @@ def _counted(number: int | None) -> str:
 
 def _told(measure: float | None) -> str:
     return "" if measure is None else f"{measure:.4f}"
+
+
+@overload
+def apply(
+    model: Any,
+    plan: Plan | Sequence[Step],
+    *,
+    data: Any = None,
+    labels: Any = None,
+    tolerance: float | None = None,
+    verbose: Any = "auto",
+    return_report: Literal[False] = False,
+) -> keras.Model: ...
+
+
+@overload
+def apply(
+    model: Any,
+    plan: Plan | Sequence[Step],
+    *,
+    data: Any = None,
+    labels: Any = None,
+    tolerance: float | None = None,
+    verbose: Any = "auto",
+    return_report: Literal[True],
+) -> tuple[keras.Model, ApplyReport]: ...
 
 
 def apply(

@@ -2,8 +2,9 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, overload
 
+import keras
 import numpy as np
 
 from keras_kd.surgery import _analysis, _heads, _side_by_side
@@ -63,6 +64,16 @@ class SurgeryReport(Report):
 
 
 Removals = Mapping[str, Any]
+
+
+@overload
+def remove_channels(model: Any, channels: Removals, *, data: Any = None, return_report: Literal[False] = False) -> keras.Model: ...
+
+
+@overload
+def remove_channels(
+    model: Any, channels: Removals, *, data: Any = None, return_report: Literal[True]
+) -> tuple[keras.Model, SurgeryReport]: ...
 
 
 def remove_channels(model: Any, channels: Removals, *, data: Any = None, return_report: bool = False) -> Any:

@@ -2,7 +2,9 @@
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, overload
+
+import keras
 
 from keras_kd.analysis.plans import Step
 from keras_kd.analysis.results import BlockAnalysis
@@ -112,6 +114,18 @@ def _shown(headings: Sequence[tuple[str, Any]], rows: Sequence[Sequence[str]]) -
     return "\n".join(line.rstrip() for line in captured.get().splitlines())
 
 
+@overload
+def linearize(
+    model: Any, block: Any, data: Any, *, max_columns: int = 1024, return_report: Literal[False] = False
+) -> keras.Model: ...
+
+
+@overload
+def linearize(
+    model: Any, block: Any, data: Any, *, max_columns: int = 1024, return_report: Literal[True]
+) -> tuple[keras.Model, LinearizeReport]: ...
+
+
 def linearize(model: Any, block: Any, data: Any, *, max_columns: int = 1024, return_report: bool = False) -> Any:
     """Puts the best linear map in the place of a block: a new model, in which one layer stands for several.
 
@@ -208,6 +222,16 @@ def _ends(given: Any, argument: str) -> tuple[Any, Any]:
 def _between(found: _analysis.Analysis, places: dict[str, Place], first: Any, last: Any, argument: str) -> Block:
     begin, end = (_places.resolved(places, name, argument) for name in (first, last))
     return _places.block_of(found, begin, end, argument)
+
+
+@overload
+def remove_layers(model: Any, names: Any, *, data: Any = None, return_report: Literal[False] = False) -> keras.Model: ...
+
+
+@overload
+def remove_layers(
+    model: Any, names: Any, *, data: Any = None, return_report: Literal[True]
+) -> tuple[keras.Model, RemovalReport]: ...
 
 
 def remove_layers(model: Any, names: Any, *, data: Any = None, return_report: bool = False) -> Any:

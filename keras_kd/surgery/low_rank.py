@@ -5,8 +5,9 @@ import itertools
 import math
 import numbers
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, Literal, overload
 
+import keras
 import numpy as np
 
 from keras_kd import _taps
@@ -96,6 +97,34 @@ class FactorizationReport(Report):
 
 def _told(number: int | None) -> str:
     return "?" if number is None else f"{number:,}"
+
+
+@overload
+def factorize(
+    model: Any,
+    *,
+    rank: int | Mapping[str, int] | None = None,
+    energy: float | None = None,
+    macs: float | None = None,
+    data: Any = None,
+    layers: Collection[str] | None = None,
+    method: str = "auto",
+    return_report: Literal[False] = False,
+) -> keras.Model: ...
+
+
+@overload
+def factorize(
+    model: Any,
+    *,
+    rank: int | Mapping[str, int] | None = None,
+    energy: float | None = None,
+    macs: float | None = None,
+    data: Any = None,
+    layers: Collection[str] | None = None,
+    method: str = "auto",
+    return_report: Literal[True],
+) -> tuple[keras.Model, FactorizationReport]: ...
 
 
 def factorize(

@@ -1,7 +1,9 @@
 """Which layers compute together what one could? Consecutive linear maps as one, exactly."""
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal, overload
+
+import keras
 
 from keras_kd.surgery import _analysis, _costs, _pairs, _places
 from keras_kd.surgery._places import Graph
@@ -53,6 +55,14 @@ def told_costs(report: Any) -> str:
     return f"MACs {' -> '.join(macs)}, weights {report.parameters:,} -> {report.parameters_after:,}"
 
 
+@overload
+def fold_batch_norm(model: Any, *, return_report: Literal[False] = False) -> keras.Model: ...
+
+
+@overload
+def fold_batch_norm(model: Any, *, return_report: Literal[True]) -> tuple[keras.Model, MergeReport]: ...
+
+
 def fold_batch_norm(model: Any, *, return_report: bool = False) -> Any:
     """Folds batch normalisation into the layer before it: a new model without it, which gives the same in inference.
 
@@ -88,6 +98,14 @@ def fold_batch_norm(model: Any, *, return_report: bool = False) -> Any:
         Jacob et al.: Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference, 2018.
     """
     return _merge(model, _Rules(), return_report)
+
+
+@overload
+def merge_linear(model: Any, *, if_larger: bool = False, return_report: Literal[False] = False) -> keras.Model: ...
+
+
+@overload
+def merge_linear(model: Any, *, if_larger: bool = False, return_report: Literal[True]) -> tuple[keras.Model, MergeReport]: ...
 
 
 def merge_linear(model: Any, *, if_larger: bool = False, return_report: bool = False) -> Any:

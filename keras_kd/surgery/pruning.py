@@ -4,7 +4,7 @@ import dataclasses
 import math
 import numbers
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal, overload
 
 import keras
 import numpy as np
@@ -50,6 +50,46 @@ class PruningReport(SurgeryReport):
             f"MACs {self.macs:,} -> {self.macs_after:,} ({self.macs_after / max(self.macs, 1):.1%})",
         ]
         return "\n".join([*lines, f"note: {self.note}"] if self.note else lines)
+
+
+@overload
+def prune_channels(
+    model: Any,
+    *,
+    macs: float | None = None,
+    parameters: float | None = None,
+    latency: float | None = None,
+    data: Any = None,
+    labels: Any = None,
+    criterion: Criterion = "redundancy",
+    scope: str = "global",
+    reconstruct: bool | str = True,
+    round_to: int = 1,
+    min_channels: int = 1,
+    loss: Any = None,
+    verbose: Any = "auto",
+    return_report: Literal[False] = False,
+) -> keras.Model: ...
+
+
+@overload
+def prune_channels(
+    model: Any,
+    *,
+    macs: float | None = None,
+    parameters: float | None = None,
+    latency: float | None = None,
+    data: Any = None,
+    labels: Any = None,
+    criterion: Criterion = "redundancy",
+    scope: str = "global",
+    reconstruct: bool | str = True,
+    round_to: int = 1,
+    min_channels: int = 1,
+    loss: Any = None,
+    verbose: Any = "auto",
+    return_report: Literal[True],
+) -> tuple[keras.Model, PruningReport]: ...
 
 
 def prune_channels(

@@ -4,7 +4,7 @@ import dataclasses
 import numbers
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, overload
 
 import keras
 import numpy as np
@@ -54,6 +54,18 @@ class Reconstruction(Report):
         if self.error_after >= self.error_before:
             gained = f"error {self.error_before:.3g}: nothing gained, the weights are as they were"
         return f"all layers together: {gained} ({self.samples:,} samples, {self.epochs} epochs, {len(self.places)} places)"
+
+
+@overload
+def reconstruct(
+    model: Any, original: Any, data: Any, *, epochs: int = EPOCHS, verbose: Any = "auto", return_report: Literal[False] = False
+) -> keras.Model: ...
+
+
+@overload
+def reconstruct(
+    model: Any, original: Any, data: Any, *, epochs: int = EPOCHS, verbose: Any = "auto", return_report: Literal[True]
+) -> tuple[keras.Model, Reconstruction]: ...
 
 
 def reconstruct(

@@ -75,6 +75,27 @@ def test_weights_of_4_bits_are_tried(done):
     assert cut.parameters > made["channels"].parameters
 
 
+def test_the_card_of_the_folder_says_what_was_done_and_measured_and_an_edited_one_stays(done, model, monkeypatch):
+    found, folder, arguments = done
+    card = folder / "README.md"
+    text = card.read_text()
+    assert f"keras_kd.compress, with a limit of {BUDGET:,} bytes" in text
+    assert f'was "{found.best.name}"' in text
+    assert ("without training" in text) == (found.best.epochs == 0)
+    (row,) = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| compressed |")]
+    assert f"{100 * found.best.score:.1f}" == row[2].split(" (")[0]
+    assert f"{found.best.size:,}" in row
+    assert "On 150 samples." in text
+    monkeypatch.setattr(automatic._Work, "_train", lambda *a, **k: pytest.fail("nothing is left to train"))
+    card.unlink()
+    keras_kd.compress(model, X, Y, max_trials=1, **arguments)
+    assert "| compressed |" in card.read_text()
+    card.write_text("edited")
+    keras_kd.compress(model, X, Y, max_trials=1, **arguments)
+    assert card.read_text() == "edited"
+    card.write_text(text)
+
+
 def test_the_same_call_goes_on_where_it_ended(done, model, monkeypatch):
     found, _, arguments = done
     monkeypatch.setattr(automatic._Work, "_train", lambda *a, **k: pytest.fail("nothing is left to train"))

@@ -30,7 +30,7 @@ NAVIGATION = {
     "Guides": ["losses", "teachers", "pruning", "quantization", "order", "surgery", "analysis", "compress", "search"],
     "Scale": ["large_data", "distributed"],
     "Coming from": ["from_keras", "from_tfmot", "from_torchdistill", "comparison"],
-    "Reference": ["api/index", "command_line", "benchmarks/index"],
+    "Reference": ["api/index", "command_line", "works_with", "benchmarks/index"],
     "Project": ["design", "CHANGELOG", "CONTRIBUTING"],
 }
 # Described here because their docstrings are another project's.
