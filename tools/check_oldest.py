@@ -76,6 +76,11 @@ def make(environment: pathlib.Path, pins: Sequence[str]) -> None:
     note.write_text(json.dumps(wanted))
 
 
+def chosen() -> list[str]:
+    """Paths of the tests."""
+    return [f"tests/{name}.py" if "/" in name else f"tests/test_{name}.py" for name in TESTS]
+
+
 def check_python(requires: str) -> None:
     """Says so where this is not the oldest Python."""
     if (match := re.fullmatch(r">=(\d+\.\d+)", requires)) and not platform.python_version().startswith(f"{match[1]}."):
@@ -94,8 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     pins = bounds(project)
     print(f"oldest versions: {', '.join(pins)}", flush=True)
     make(ENVIRONMENT, pins)
-    chosen = [f"tests/{name}.py" if "/" in name else f"tests/test_{name}.py" for name in TESTS]
-    command = [str(python_of(ENVIRONMENT)), "-m", "pytest", *QUIET, *(options.pytest or ["-q", "-n", "auto", *chosen])]
+    command = [str(python_of(ENVIRONMENT)), "-m", "pytest", *QUIET, *(options.pytest or ["-q", "-n", "auto", *chosen()])]
     return subprocess.run(command, cwd=ROOT, check=False).returncode
 
 
