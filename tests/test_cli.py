@@ -126,7 +126,7 @@ def test_errors_say_what_is_wrong_without_a_traceback(words, told, folder, capsy
     assert not (folder / "out.keras").exists()
 
 
-@pytest.mark.parametrize("command", ["demo", "inspect", "compare", "prune", "export", "compress"])
+@pytest.mark.parametrize("command", ["demo", "inspect", "compare", "prune", "export", "compress", "search"])
 def test_every_command_has_help_with_an_example(command, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main([command, "--help"])
