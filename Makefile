@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # With fewer of TensorFlow's notes on processors and missing GPUs.
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: demo test test-thorough lint format types docs docs-test bench zoo wheel tutorials clean
+.PHONY: demo test test-thorough test-oldest lint format types docs docs-test bench zoo wheel check-wheel tutorials clean
 
 # Three sets of packages, each noted by a file that is newer than pyproject.toml while the set is up to date.
 DEMO := $(VENV)/.installed
@@ -36,6 +36,9 @@ test: $(DEV)  ## all tests, the slow ones and those of the examples too, on all 
 
 test-thorough: $(DEV)  ## more random networks and architectures of the same tests, for minutes
 	$(BIN)/python -m pytest -n auto --dist worksteal -m thorough
+
+test-oldest: $(BIN)/python  ## tests with the lower bounds of pyproject.toml, in .venv-oldest: many minutes
+	$(BIN)/python tools/check_oldest.py
 
 lint: $(DEV)  ## style and formatting
 	$(BIN)/ruff check
@@ -75,5 +78,8 @@ zoo: $(DEMO)  ## every loss on Fashion-MNIST, 3 seeds: about half an hour; goes 
 wheel: $(DEV)  ## wheel and sdist in dist/
 	$(BIN)/python -m build --quiet
 
+check-wheel: wheel  ## both files, each installed into an empty environment with all that it declares, do a small job there
+	$(BIN)/python tools/check_packages.py dist --download
+
 clean:  ## removes what was made
-	rm -rf $(VENV) build dist runs *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-oldest build dist runs *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -11,6 +11,7 @@ Verbose = Literal["auto"] | int
 
 _IN_PLACE_SECONDS = 0.2
 _LOG_SECONDS = 10.0
+_SHORT_SECONDS = 1.0
 
 
 class Progress:
@@ -22,7 +23,7 @@ class Progress:
         total: how much there is to do; None if that is not known.
         what: what is counted, in the plural.
         title: word before the count.
-        verbose: 0 is silent, 1 or `"auto"` prints.
+        verbose: 0 is silent, 1 prints; `"auto"` prints what takes longer than a second.
 
     Example:
 
@@ -40,6 +41,7 @@ class Progress:
         self.title = title
         self.done = 0
         self._stream: Any = check_verbose(verbose) and sys.stdout
+        self._quiet_for = _SHORT_SECONDS if verbose == "auto" else 0.0
         self._in_place = bool(self._stream) and _is_watched(self._stream)
         self._began = self._printed = time.monotonic()
         self._width = 0
@@ -55,7 +57,8 @@ class Progress:
         """Adds `count` to what is done."""
         self.done += count
         now = time.monotonic()
-        if self._stream and now - self._printed >= (_IN_PLACE_SECONDS if self._in_place else _LOG_SECONDS):
+        pause = _IN_PLACE_SECONDS if self._in_place else _LOG_SECONDS
+        if self._stream and now - self._printed >= pause and now - self._began >= self._quiet_for:
             self._printed = now
             self._print(self._line(now), last=False)
 
@@ -68,8 +71,9 @@ class Progress:
 
     def close(self) -> None:
         """Prints the last line. Nothing is printed for a job that did nothing."""
-        if self._stream and self.done:
-            self._print(self._line(time.monotonic(), last=True), last=True)
+        now = time.monotonic()
+        if self._stream and self.done and now - self._began >= self._quiet_for:
+            self._print(self._line(now, last=True), last=True)
         self._stream = None
 
     def _line(self, now: float, *, last: bool = False) -> str:

@@ -259,7 +259,7 @@ def _most_agreeing(students: Sequence[keras.Model], teacher: keras.Model, images
 
 
 def _export(model: keras.Model, path: pathlib.Path, data: Data) -> tuple[Profile, export.ExportReport]:
-    exported = export.to_litert(model, path, check_data=data.test[0][:500])
+    exported = export.to_litert(model, path, check_data=data.test[0][:500], verbose=0)
     return profile(model, path), exported
 
 

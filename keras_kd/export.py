@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_kd import _agreement, _files, _litert, _samples
+from keras_kd._progress import Progress, Verbose
 from keras_kd.callbacks import Quantization
 from keras_kd.quantized import QuantizedModel
 from keras_kd.quantized._copying import copy_model
@@ -75,6 +76,7 @@ def to_litert(
     check_data: Any = None,
     tolerance: float | None = None,
     min_agreement: float = 0.9,
+    verbose: Verbose = "auto",
 ) -> ExportReport:
     """Writes `model` as a LiteRT (`.tflite`) file, after running it against the model.
 
@@ -102,6 +104,7 @@ def to_litert(
             whose ranges TensorFlow measures on `representative_data`.
         min_agreement: smallest share of rows with the same largest output, in [0, 1], for integers where there is `check_data` or
             `representative_data`; without training, also of those in which the plain model gives it.
+        verbose: 0 is silent; 1 or `"auto"` counts the four steps: the model's outputs, ranges, the conversion, the file's outputs.
 
     Returns:
         An `ExportReport`.
@@ -117,7 +120,7 @@ def to_litert(
     Example:
 
     >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, activation="softmax")])
-    >>> report = keras_kd.export.to_litert(model, tmp_path / "model.tflite")
+    >>> report = keras_kd.export.to_litert(model, tmp_path / "model.tflite", verbose=0)
     >>> report.agreement, report.max_difference < 1e-5
     (1.0, True)
     """
@@ -135,8 +138,11 @@ def to_litert(
         inputs = _samples.check_inputs(model, check_data, "check_data")
     else:
         inputs = data if real else _samples.random_inputs(model)
+    progress = Progress(4, what="steps", title="LiteRT", verbose=verbose)
     in_float = _agreement.outputs_of(model, inputs, name)  # before all that takes time: it may not take these inputs
+    progress.advance()
     model, mode, measured, after_training = _prepared(model, quantization, data)
+    progress.advance()
     if io_dtype != "float32" and mode not in ("int8", "int4"):
         raise ValueError(
             f'`io_dtype` must be "float32" for a file of floats. Received: io_dtype="{io_dtype}", quantization="{mode}".'
@@ -144,10 +150,13 @@ def to_litert(
     model = _in_float32(model)
     expected = in_float if model is given else _agreement.outputs_of(model, inputs, name)
     content, is_sparse = _smallest(model, inputs, _options(mode, measured, io_dtype, _samples.fixed_batch_size(model) or 1), sparse)
+    progress.advance()
     operators, floats = _litert.operators(content, keras.tree.flatten(inputs))
     _check_integers(quantization, mode, operators, floats)
     tolerance = _TOLERANCES["int8 after training" if measured is not None else mode] if tolerance is None else tolerance
     found = _agreement.as_floats(run_litert(content, inputs))
+    progress.advance()
+    progress.close()
     agreement = _agreement.check_close(expected, found, tolerance, name, _litert.output_ranges(content))
     to_float = None if isinstance(given, QuantizedModel) else _agreement.compare(in_float, found)
     if real and mode in ("int8", "int4"):
@@ -194,7 +203,13 @@ def _check_same(same: float, wanted: float, count: int) -> None:
 
 
 def to_onnx(
-    model: keras.Model, path: str | os.PathLike[str], *, check_data: Any = None, tolerance: float = 1e-3, opset: int = 17
+    model: keras.Model,
+    path: str | os.PathLike[str],
+    *,
+    check_data: Any = None,
+    tolerance: float = 1e-3,
+    opset: int = 17,
+    verbose: Verbose = "auto",
 ) -> ExportReport:
     """Writes `model` as an ONNX file, after running it in onnxruntime against the model.
 
@@ -207,6 +222,7 @@ def to_onnx(
         check_data: inputs to compare on; see `to_litert`.
         tolerance: largest difference allowed, relative to the largest number of each output.
         opset: version of ONNX's operators.
+        verbose: 0 is silent; 1 or `"auto"` counts the three steps: the model's outputs, the conversion, the file's outputs.
 
     Returns:
         An `ExportReport`.
@@ -231,7 +247,9 @@ def to_onnx(
         raise ValueError(f"`opset` must be a whole number of 7 or more. Received: opset={opset!r}.")
     name = "random inputs" if check_data is None else "`check_data`"
     inputs = _samples.random_inputs(given) if check_data is None else _samples.check_inputs(given, check_data, "check_data")
+    progress = Progress(3, what="steps", title="ONNX", verbose=verbose)
     in_float = _agreement.outputs_of(given, inputs, name)
+    progress.advance()
     model = _in_float32(given)
     expected = in_float if model is given else _agreement.outputs_of(model, inputs, name)
     function, specs = _litert.serving_function(model, inputs, _samples.fixed_batch_size(model))
@@ -242,8 +260,11 @@ def to_onnx(
     except Exception as error:
         raise RuntimeError(f'tf2onnx refuses "{model.name}". Nothing was written. It says: {error}') from error
     content = made.SerializeToString()
+    progress.advance()
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     found = _agreement.as_floats(_run_onnx(session, list(specs), keras.tree.flatten(inputs)))
+    progress.advance()
+    progress.close()
     agreement = _agreement.check_close(expected, found, tolerance, name)
     to_float = None if isinstance(given, QuantizedModel) else _agreement.compare(in_float, found)
     _files.write_atomically(path, content)

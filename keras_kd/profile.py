@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from keras_kd import _calls, _litert, _macs, _taps
 from keras_kd._outputs import shapes_agree
+from keras_kd._progress import Progress, Verbose
 from keras_kd.export import open_litert
 
 _TURN = 10  # inferences of one file before it is the next one's turn
@@ -140,7 +141,13 @@ class Profile:
 
 
 def profile(
-    model: keras.Model, path: str | os.PathLike[str] | None = None, *, data: Any = None, threads: int = 1, runs: int = 200
+    model: keras.Model,
+    path: str | os.PathLike[str] | None = None,
+    *,
+    data: Any = None,
+    threads: int = 1,
+    runs: int = 200,
+    verbose: Verbose = "auto",
 ) -> Profile:
     """Measures a model, and the LiteRT file that was exported from it.
 
@@ -151,6 +158,7 @@ def profile(
             sample is measured. None: random numbers, ones for integers.
         threads: threads of the LiteRT interpreter.
         runs: number of timed inferences, in Keras and in LiteRT.
+        verbose: 0 is silent; 1 or `"auto"` shows progress.
 
     Returns:
         A `Profile`.
@@ -164,8 +172,8 @@ def profile(
     Example:
 
     >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
-    >>> report = keras_kd.export.to_litert(model, tmp_path / "model.tflite")
-    >>> found = keras_kd.profile.profile(model, report.path)
+    >>> report = keras_kd.export.to_litert(model, tmp_path / "model.tflite", verbose=0)
+    >>> found = keras_kd.profile.profile(model, report.path, verbose=0)
     >>> found.parameters, found.macs
     (15, 12)
     """
@@ -180,7 +188,7 @@ def profile(
     sample = _sample_of(model, data)
     with unchanged(model):
         costs, peak = _macs.measure(model, sample)
-        keras_latency = _keras_latency(model, sample, runs)
+        keras_latency = _keras_latency(model, sample, runs, verbose)
     layers = _layer_profiles(model, costs)
     nonzero = sum(layer.nonzero_parameters for layer in layers)
     uncounted = tuple(cost.path for cost in costs if cost.macs is None)
@@ -189,7 +197,7 @@ def profile(
     if path is None:
         return Profile(*numbers)
     content = pathlib.Path(path).read_bytes()
-    latency = measure_latency(content, data=sample, threads=threads, runs=runs)
+    latency = measure_latency(content, data=sample, threads=threads, runs=runs, verbose=verbose)
     return Profile(*numbers, len(content), len(gzip.compress(content, 9)), latency)
 
 
@@ -300,7 +308,7 @@ def _own_weights(holders: dict[str, Any], first: list[str]) -> dict[str, tuple[i
     return found
 
 
-def _keras_latency(model: keras.Model, sample: Any, runs: int, warmup: int = 20) -> Latency:
+def _keras_latency(model: keras.Model, sample: Any, runs: int, verbose: Verbose, warmup: int = 20) -> Latency:
     x = keras.tree.map_structure(tf.convert_to_tensor, sample)
 
     @tf.function
@@ -309,17 +317,18 @@ def _keras_latency(model: keras.Model, sample: Any, runs: int, warmup: int = 20)
 
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = tf.config.threading.get_intra_op_parallelism_threads() or processors  # 0: as many as there are processors
-    return _timed(lambda: [y.numpy() for y in infer(x)], threads, runs, warmup)
+    _times(lambda: [y.numpy() for y in infer(x)], warmup)
+    times: list[float] = []
+    with Progress(runs, what="inferences", title="latency in Keras", verbose=verbose) as progress:
+        while len(times) < runs:
+            times += _times(lambda: [y.numpy() for y in infer(x)], min(_TURN, runs - len(times)))
+            progress.advance(len(times) - progress.done)
+    return _latency(times, threads)
 
 
 def _check_runs(runs: int) -> None:
     if runs < 1:
         raise ValueError(f"`runs` must be at least 1. Received: runs={runs}.")
-
-
-def _timed(once: Callable[[], Any], threads: int, runs: int, warmup: int) -> Latency:
-    _times(once, warmup)
-    return _latency(_times(once, runs), threads)
 
 
 def _times(once: Callable[[], Any], runs: int) -> list[float]:
@@ -338,7 +347,13 @@ def _latency(times: list[float], threads: int) -> Latency:
 
 
 def measure_latency(
-    file: str | os.PathLike[str] | bytes, *, data: Any = None, threads: int = 1, runs: int = 200, warmup: int = 20
+    file: str | os.PathLike[str] | bytes,
+    *,
+    data: Any = None,
+    threads: int = 1,
+    runs: int = 200,
+    warmup: int = 20,
+    verbose: Verbose = "auto",
 ) -> Latency:
     """Times single inferences of one sample in the LiteRT interpreter; of one batch, if the file has a batch size of its own.
 
@@ -349,6 +364,7 @@ def measure_latency(
         threads: threads of the interpreter.
         runs: number of timed inferences, at least 1.
         warmup: inferences before that.
+        verbose: 0 is silent; 1 or `"auto"` shows progress.
 
     Returns:
         A `Latency`, in milliseconds.
@@ -356,11 +372,17 @@ def measure_latency(
     Raises:
         ValueError: if `runs` is not positive, or `data` does not fit the file.
     """
-    return measure_latencies({"": file}, data=data, threads=threads, runs=runs, warmup=warmup)[""]
+    return measure_latencies({"": file}, data=data, threads=threads, runs=runs, warmup=warmup, verbose=verbose)[""]
 
 
 def measure_latencies(
-    files: Mapping[str, str | os.PathLike[str] | bytes], *, data: Any = None, threads: int = 1, runs: int = 200, warmup: int = 20
+    files: Mapping[str, str | os.PathLike[str] | bytes],
+    *,
+    data: Any = None,
+    threads: int = 1,
+    runs: int = 200,
+    warmup: int = 20,
+    verbose: Verbose = "auto",
 ) -> dict[str, Latency]:
     """Times several LiteRT files side by side: some inferences of each in turn, so that a busy moment meets all of them.
 
@@ -370,6 +392,7 @@ def measure_latencies(
         threads: threads of the interpreters.
         runs: number of timed inferences of each, at least 1.
         warmup: inferences of each before that.
+        verbose: 0 is silent; 1 or `"auto"` shows progress.
 
     Returns:
         A `Latency` for each file, in milliseconds.
@@ -382,10 +405,13 @@ def measure_latencies(
     for invoke in ready.values():
         _times(invoke, warmup)
     times: dict[str, list[float]] = {name: [] for name in files}
-    for start in range(0, runs, _TURN):
-        for name, invoke in ready.items():
-            invoke()  # what the others left in the caches is not this one's time
-            times[name] += _times(invoke, min(_TURN, runs - start))
+    with Progress(runs * len(ready), what="inferences", title="latency", verbose=verbose) as progress:
+        for start in range(0, runs, _TURN):
+            for name, invoke in ready.items():
+                turn = min(_TURN, runs - start)
+                invoke()  # what the others left in the caches is not this one's time
+                times[name] += _times(invoke, turn)
+                progress.advance(turn)
     return {name: _latency(found, threads) for name, found in times.items()}
 
 

@@ -1,6 +1,9 @@
 """The command line: what it prints, writes and refuses."""
 
 import json
+import socket
+import sys
+import time
 
 import keras
 import numpy as np
@@ -135,7 +138,7 @@ def test_export_writes_a_card_with_what_was_measured(folder, capsys):
     assert (code, "Add --card README.md" in error) == (1, True)
 
 
-@pytest.mark.parametrize("command", ["demo", "inspect", "compare", "prune", "export", "compress"])
+@pytest.mark.parametrize("command", ["demo", "inspect", "compare", "prune", "export", "compress", "search"])
 def test_every_command_has_help_with_an_example(command, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main([command, "--help"])
@@ -149,3 +152,71 @@ def test_an_interruption_ends_with_130(folder, capsys, monkeypatch):
 
     monkeypatch.setattr("keras_kd.profile.profile", lambda *a, **k: interrupted())
     assert run(folder, capsys, "inspect", "teacher.keras")[0] == 130
+
+
+@pytest.fixture
+def script(tmp_path, monkeypatch):
+    """A script that notes what it runs in; nothing of it stays in this process."""
+    for name in ("KERASTUNER_TUNER_ID", "KERASTUNER_ORACLE_IP", "KERASTUNER_ORACLE_PORT"):
+        monkeypatch.setenv(name, "")
+    monkeypatch.setattr("sys.argv", ["keras-kd"])
+    monkeypatch.setattr("sys.path", ["", *sys.path])
+    (tmp_path / "beside.py").write_text("VALUE = 7\n")
+    path = tmp_path / "search.py"
+    path.write_text(
+        "import json, os, sys\nimport beside\n"
+        "names = [os.environ.get(f'KERASTUNER_{one}') for one in ('TUNER_ID', 'ORACLE_IP', 'ORACLE_PORT')]\n"
+        "print(json.dumps([__name__, sys.argv[1:], beside.VALUE, names]))\n"
+        "if sys.argv[1:] == ['fail']: raise ValueError('of the script')\n"
+    )
+    return path
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_search_runs_a_script_alone_or_as_the_chief(script, capsys):
+    assert cli.main(["search", str(script), "--epochs", "3"]) == 0
+    assert json.loads(capsys.readouterr().out) == ["__main__", ["--epochs", "3"], 7, ["", "", ""]]
+    port = free_port()
+    assert cli.main(["search", "--chief", "--address", f"127.0.0.1:{port}", str(script)]) == 0
+    told, noted = capsys.readouterr().out.splitlines()
+    assert told == f"keras-kd search: chief at 127.0.0.1:{port}"
+    assert json.loads(noted) == ["__main__", [], 7, ["chief", "127.0.0.1", str(port)]]
+
+
+def test_a_worker_whose_chief_does_not_answer_ends_before_its_script_begins(script, capsys):
+    began = time.monotonic()
+    address = f"127.0.0.1:{free_port()}"
+    assert cli.main(["search", "--worker", "tuner0", "--address", address, "--timeout", "0.5", str(script)]) == 1
+    captured = capsys.readouterr()
+    assert time.monotonic() - began < 10
+    assert captured.err.startswith(f"keras-kd search: No chief answers at {address}")
+    assert "__main__" not in captured.out
+
+
+def test_an_error_of_the_script_keeps_its_traceback(script, capsys):
+    with pytest.raises(SystemExit, match="1"):
+        cli.main(["search", str(script), "fail"])
+    assert f'File "{script}", line 5' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--chief", "SCRIPT"], "must be given with --chief and with --worker NAME, and with these alone. Received: no --address"),
+        (["--address", "127.0.0.1:1", "SCRIPT"], "Received: --address without either"),
+        (["SCRIPT", "--chief"], "must stand before the script. Received: --chief behind"),
+        (["--worker", "a", "--address", "127.0.0.1", "SCRIPT"], "must be \"host:port\". Received: address='127.0.0.1'"),
+        (["--worker", "mischief", "--address", "127.0.0.1:1", "SCRIPT"], 'must be a name without "chief"'),
+        (["missing.py"], 'There is no file "missing.py"'),
+    ],
+)
+def test_search_says_what_is_wrong_with_a_call(script, capsys, words, message):
+    assert cli.main(["search", *(str(script) if word == "SCRIPT" else word for word in words)]) == 1
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.out == ""

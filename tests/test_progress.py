@@ -84,3 +84,13 @@ def test_durations_are_readable(seconds, text):
 def test_an_unknown_verbosity_is_refused(verbose):
     with pytest.raises(ValueError, match="`verbose` must be"):
         Progress(1, verbose=verbose)
+
+
+def test_by_itself_a_job_of_less_than_a_second_shows_nothing(monkeypatch, clock):
+    for verbose, seconds, lines in (("auto", 0.9, 0), ("auto", 1.1, 1), (1, 0.0, 1)):
+        stream = io.StringIO()
+        monkeypatch.setattr("sys.stdout", stream)
+        with Progress(2, verbose=verbose) as progress:
+            clock(seconds)
+            progress.advance(2)
+        assert len(stream.getvalue().splitlines()) == lines

@@ -12,6 +12,7 @@ from keras import ops
 
 from keras_kd import _batching, _calls
 from keras_kd._moments import Moments, ridge
+from keras_kd._progress import Progress, Verbose
 from keras_kd.analysis import _arguments
 from keras_kd.analysis import _places as places
 from keras_kd.layers import LinearProbe
@@ -121,6 +122,7 @@ def probe(
     max_width: int = 2048,
     batch_size: int = 256,
     seed: int = 0,
+    verbose: Verbose = "auto",
 ) -> ProbeReport:
     """Probes the layers of a model: how well does a linear map of each one's pooled output tell the classes apart?
 
@@ -141,6 +143,7 @@ def probe(
         max_width: wider places are skipped.
         batch_size: samples at a time, for arrays.
         seed: of the choice of held-out samples.
+        verbose: 0 is silent; 1 or `"auto"` shows progress.
 
     Returns:
         A `ProbeReport`.
@@ -155,7 +158,7 @@ def probe(
     >>> hidden = keras.layers.Dense(8, activation="relu", name="hidden")
     >>> model = keras.Sequential([keras.Input((4,)), hidden, keras.layers.Dense(2)])
     >>> x = np.random.default_rng(0).normal(size=(400, 4)).astype("float32")
-    >>> report = keras_kd.analysis.probe(model, x, (x[:, 0] > 0).astype(int))
+    >>> report = keras_kd.analysis.probe(model, x, (x[:, 0] > 0).astype(int), verbose=0)
     >>> report.rows[0].name, report.rows[0].accuracy > 0.8
     ('hidden', True)
     """
@@ -172,7 +175,8 @@ def probe(
     gathered = Gathered(names, count, test_share, max_test_samples, seed)
     reader = LinearProbe(1, pooling=pooling)
     observe = _calls.observer(model, names, lambda _, x, mask: reader.pooled(keras.tree.flatten(x)[0], mask))
-    for x, y in _chained(first, batches):
+    progress = Progress(_batching.count(data, labels), title="probes", verbose=verbose)
+    for x, y in progress.over(_chained(first, batches), size=lambda batch: len(keras.tree.flatten(batch[0])[0])):
         features, outputs = observe(_arguments.fitting(model, x, specs))
         gathered.add({name: ops.convert_to_numpy(value) for name, value in features.items()}, checked_labels(y, count), outputs)
     return gathered.report(kinds, [float(one) for one in (l2 if isinstance(l2, (list, tuple)) else [l2])], skipped)

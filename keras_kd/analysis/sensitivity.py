@@ -194,7 +194,7 @@ def sensitivity(
     targets = find_targets(model, trace, layers, what, settings.max_columns)
     settings = dataclasses.replace(settings, layers=[name for target in targets for name in target.places])
     with _arguments.unchanged(model):
-        gathered, report = _analysed(model, batches, labels, analysis_data, settings, batch_size, trace)
+        gathered, report = _analysed(model, batches, labels, analysis_data, settings, batch_size, trace, verbose)
         trial = Trial(model, batches, _arguments.task_of(model, trace.outputs, batches[0][1], labels, loss))
         jobs: list[_Job] = []
         for target in targets:
@@ -218,15 +218,22 @@ def sensitivity(
 
 
 def _analysed(
-    model: keras.Model, batches: list[Any], labels: Any, other: Any, settings: linear.Settings, batch_size: int, trace: _calls.Trace
+    model: keras.Model,
+    batches: list[Any],
+    labels: Any,
+    other: Any,
+    settings: linear.Settings,
+    batch_size: int,
+    trace: _calls.Trace,
+    verbose: Verbose,
 ) -> tuple[Any, LinearReport]:
     """What the measures are taken from."""
     if other is None:
-        return linear.analyse(model, batches, classes_of=labels, settings=settings, samples=None, verbose=0, trace=trace)
+        return linear.analyse(model, batches, classes_of=labels, settings=settings, samples=None, verbose=verbose, trace=trace)
     batches = list(_batching.batches(other, size=batch_size, required=False))
     if batches[0][1] is None:
         settings = dataclasses.replace(settings, loss=None)
-    return linear.analyse(model, batches, classes_of=None, settings=settings, samples=None, verbose=0)
+    return linear.analyse(model, batches, classes_of=None, settings=settings, samples=None, verbose=verbose)
 
 
 @dataclasses.dataclass(frozen=True)

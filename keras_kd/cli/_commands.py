@@ -3,9 +3,14 @@
 import argparse
 import dataclasses
 import json
+import os
 import pathlib
+import runpy
+import sys
+import traceback
 from typing import Any
 
+from keras_kd._progress import Verbose
 from keras_kd.cli import _files
 
 
@@ -34,8 +39,9 @@ def inspect(options: argparse.Namespace) -> None:
 
     model = _files.load_model(options.model, unsafe=options.unsafe)
     x, y = (None, None) if options.data is None else _files.load_data(options.data, model)
-    found = profile.profile(model, data=x)
-    report = None if x is None else analysis.linear_analysis(model, x, y, verbose=0 if options.json else "auto")
+    verbose: Verbose = 0 if options.json else "auto"
+    found = profile.profile(model, data=x, verbose=verbose)
+    report = None if x is None else analysis.linear_analysis(model, x, y, verbose=verbose)
     if options.json:
         _print_json({"profile": found.as_dict()} | ({} if report is None else {"linear_analysis": report.as_dict()}))
         return
@@ -106,7 +112,8 @@ def export(options: argparse.Namespace) -> None:
     if options.test is not None and card is None:
         raise ValueError("--test measures what the card says. Add --card README.md, or leave out --test.")
     tested = None if options.test is None else _files.load_data(options.test, model)
-    report = exporting.to_litert(model, target, quantization=options.quantization, representative_data=x)
+    verbose: Verbose = 0 if options.json else "auto"
+    report = exporting.to_litert(model, target, quantization=options.quantization, representative_data=x, verbose=verbose)
     if card is not None:
         _write_card(card, model, report, tested)
     if options.json:
@@ -145,6 +152,43 @@ def compress(options: argparse.Namespace) -> None:
         verbose=0 if options.json else "auto",
     )
     print(found.to_json() if options.json else found)
+
+
+def search(options: argparse.Namespace) -> None:
+    """A user's script, with KerasTuner's environment variables around it."""
+    script = pathlib.Path(options.script)
+    if not script.is_file():
+        raise FileNotFoundError(f'There is no file "{script}".')
+    own = {word.split("=")[0] for word in options.arguments} & {"--chief", "--worker", "--address", "--timeout"}
+    if own:
+        raise ValueError(f"Options of keras-kd must stand before the script. Received: {', '.join(sorted(own))} behind {script}.")
+    if (options.chief or options.worker is not None) != (options.address is not None):
+        raise ValueError(
+            "--address HOST:PORT, the chief's, must be given with --chief and with --worker NAME, and with these alone. Received: "
+            + ("--address without either." if options.address is not None else "no --address.")
+        )
+    if options.address is not None:
+        _join(options)
+    sys.argv = [str(script), *options.arguments]
+    sys.path.insert(0, str(script.resolve().parent))
+    try:
+        runpy.run_path(str(script), run_name="__main__")
+    except Exception as error:  # the user's own: where it happened matters
+        traceback.print_exc()
+        raise SystemExit(1) from error
+
+
+def _join(options: argparse.Namespace) -> None:
+    """Sets the environment of a chief or a worker, and looks whether the chief is where it shall be."""
+    from keras_kd.tuner import check_chief, distributed
+
+    host, port = distributed.split(options.address)
+    if options.worker is not None and (not options.worker or "chief" in options.worker):
+        raise ValueError(f'--worker must be a name without "chief", which KerasTuner keeps for that. Received: "{options.worker}".')
+    name = str(options.worker or "chief")
+    os.environ |= {"KERASTUNER_TUNER_ID": name, "KERASTUNER_ORACLE_IP": host, "KERASTUNER_ORACLE_PORT": str(port)}
+    print(f"keras-kd search: {name} at {host}:{port}", flush=True)
+    check_chief(timeout=options.timeout)
 
 
 def _print_json(content: Any) -> None:

@@ -16,6 +16,7 @@ def add_commands(commands: Any) -> None:
     _prune(commands)
     _export(commands)
     _compress(commands)
+    _search(commands)
 
 
 def _command(commands: Any, name: str, run: Any, words: str, description: str, example: str) -> argparse.ArgumentParser:
@@ -154,3 +155,25 @@ def _compress(commands: Any) -> None:
     compress.add_argument("--max-minutes", type=float, help="no training goes on after so many minutes")
     compress.add_argument("--epochs", type=at_least_1, default=5, help="epochs of each training (5)")
     _common(compress, needs_data=True)
+
+
+def _search(commands: Any) -> None:
+    search = _command(
+        commands,
+        "search",
+        _commands.search,
+        "run a KerasTuner script as the chief or a worker of a search on many machines",
+        "Runs a Python script that makes a tuner and calls its search(), the same one on all machines, which share the tuner's\n"
+        "folder. The chief hands out trials and trains nothing; each worker has a name of its own, and gets its trial again if it\n"
+        "is started again by the same name. Without --chief and --worker the script searches on this machine alone.\n"
+        "Options stand before the script; what stands behind it is the script's.",
+        "--chief --address 10.0.0.1:8000 search.py           (on 10.0.0.1)\n"
+        "         keras-kd search --worker tuner0 --address 10.0.0.1:8000 search.py   (on another machine)",
+    )
+    role = search.add_mutually_exclusive_group()
+    role.add_argument("--chief", action="store_true", help="be the chief")
+    role.add_argument("--worker", metavar="NAME", help="be the worker of this name")
+    search.add_argument("--address", metavar="HOST:PORT", help="the chief's, as all machines reach it")
+    search.add_argument("--timeout", type=float, default=60.0, help="seconds that a worker waits for the chief to begin (60)")
+    search.add_argument("script", help="a Python file")
+    search.add_argument("arguments", nargs=argparse.REMAINDER, help="of the script")

@@ -18,7 +18,7 @@ def channels(model: Any, share: float, data: Any) -> Any:
 
 def rank(model: Any, share: float, data: Any) -> Any:
     """Thinner layers, two in the place of one."""
-    return surgery.factorize(model, macs=share, data=data)
+    return surgery.factorize(model, macs=share, data=data, verbose=0)
 
 
 def both(model: Any, share: float, data: Any) -> Any:

@@ -181,7 +181,7 @@ class _Work:
         self._check_file()
         if not self.state["original"]:
             file = self.folder / "original.tflite"
-            size = export.to_litert(model, file, quantization="float32").size
+            size = export.to_litert(model, file, quantization="float32", verbose=0).size
             row, self.state["what"], self.state["task"] = self._measured(file)
             self.state["original"] = {"size": size, "score": row}
             self._keep()
@@ -311,7 +311,7 @@ class _Work:
     def _quantised(self, model: Any, path: pathlib.Path, bits: int) -> tuple[int, Any]:
         """The size of the file of a model in integers, after its ranges were measured; and the model that computes the same."""
         quantised = Quantization(bits, calibration_data=self.data.calibration).quantize(model)
-        return export.to_litert(quantised, path, check_data=self.data.calibration, min_agreement=0.0).size, quantised
+        return export.to_litert(quantised, path, check_data=self.data.calibration, min_agreement=0.0, verbose=0).size, quantised
 
     def _record(self, key: str, attempt: Attempt, began: float) -> Attempt:
         """Measures the file of an attempt, and keeps what came of it."""
@@ -367,7 +367,7 @@ class _Work:
         try:
             quantised = quantization.quantized_model()
             size = export.to_litert(
-                quantised, self.folder / f"{target}.tflite", check_data=self.data.calibration, min_agreement=0.0
+                quantised, self.folder / f"{target}.tflite", check_data=self.data.calibration, min_agreement=0.0, verbose=0
             ).size
             student.save(self.folder / f"{target}.keras")
             quantised.save(self.folder / f"{target}.int8.keras")

@@ -162,7 +162,9 @@ class KerasSubject(Subject):
         with tempfile.TemporaryDirectory() as folder:
             path = pathlib.Path(folder) / "model.tflite"
             try:
-                to_litert(self.model, path, quantization="auto" if rounds else "float32", check_data=some, min_agreement=0.0)
+                to_litert(
+                    self.model, path, quantization="auto" if rounds else "float32", check_data=some, min_agreement=0.0, verbose=0
+                )
             except (RuntimeError, ValueError) as error:
                 self.notes.append(f"No LiteRT file: {error}")
                 return None

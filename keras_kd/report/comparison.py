@@ -99,7 +99,7 @@ def compare(
     times: dict[str, Latency] = {}
     if latency:
         files = {subject.name: subject.content for subject in subjects if subject.content is not None}
-        times = measure_latencies(files, data=counted.some, runs=runs)
+        times = measure_latencies(files, data=counted.some, runs=runs, verbose=verbose)
     rows = tuple(_row(subject, counted, times.get(subject.name)) for subject in subjects)
     versions = {
         "keras_kd": __version__,

@@ -1,6 +1,6 @@
 """Which channel of a group matters least? Criteria of the literature: one number a channel, from weights or from gradients."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import keras
@@ -79,7 +79,7 @@ def scales(found: Analysis, groups: Groups) -> list[np.ndarray]:
 
 
 def first_order(
-    found: Analysis, groups: Groups, batches: Sequence[list[Any]], losses: Sequence[Callable[[list[Any]], Any]], kind: str
+    found: Analysis, groups: Groups, batches: Iterable[list[Any]], losses: Sequence[Callable[[list[Any]], Any]], kind: str
 ) -> list[np.ndarray]:
     """What the loss changes by, to first order, when a channel is set to 0 wherever it is read.
 

@@ -8,13 +8,16 @@ from typing import Any
 import numpy as np
 
 from keras_kd import export, profile
+from keras_kd._progress import Progress, Verbose
 
 _TRIES = 8
 _NEAR = 0.97  # of the wanted share: below this a larger model is tried
 _RUNS = 400
 
 
-def within(planner: Any, orders: list[np.ndarray], curves: list[np.ndarray], latency: float) -> tuple[Any, tuple[int, int], float]:
+def within(
+    planner: Any, orders: list[np.ndarray], curves: list[np.ndarray], latency: float, verbose: Verbose
+) -> tuple[Any, tuple[int, int], float]:
     """The largest model found that is fast enough.
 
     Args:
@@ -22,13 +25,15 @@ def within(planner: Any, orders: list[np.ndarray], curves: list[np.ndarray], lat
         orders: in which order the channels of each group go.
         curves: what all removed ones cost.
         latency: highest share of the model's own time.
+        verbose: of the progress.
 
     Raises:
         ValueError: if none of those that were tried is fast enough.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    progress = Progress(_TRIES, what="models", title="latency", verbose=verbose)
+    with tempfile.TemporaryDirectory() as folder, progress:
         whole = pathlib.Path(folder) / "whole.tflite"
-        export.to_litert(planner.found.model, whole)
+        export.to_litert(planner.found.model, whole, verbose=0)
         low, high, share = 0.0, 1.0, float(latency)
         best, fastest, refused = None, np.inf, None
         for _ in range(_TRIES):
@@ -40,6 +45,7 @@ def within(planner: Any, orders: list[np.ndarray], curves: list[np.ndarray], lat
                 low, share = share, (share + high) / 2
                 continue
             ratio = _ratio(whole, found[0].model, pathlib.Path(folder) / "smaller.tflite")
+            progress.advance()
             fastest = min(fastest, ratio)
             if ratio <= latency:
                 low, best = share, found
@@ -60,6 +66,6 @@ def within(planner: Any, orders: list[np.ndarray], curves: list[np.ndarray], lat
 
 
 def _ratio(whole: pathlib.Path, model: Any, path: pathlib.Path) -> float:
-    export.to_litert(model, path)
-    times = profile.measure_latencies({"whole": whole, "smaller": path}, runs=_RUNS)
+    export.to_litert(model, path, verbose=0)
+    times = profile.measure_latencies({"whole": whole, "smaller": path}, runs=_RUNS, verbose=0)
     return times["smaller"].median / times["whole"].median

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 
 from keras_kd._moments import Moments
+from keras_kd._progress import Verbose
 from keras_kd.surgery import _nodes, _reading, _side_by_side
 from keras_kd.surgery._gates import Gate, gate_after, through_gate
 from keras_kd.surgery._reading import Channels, Part
@@ -42,7 +43,7 @@ class Refit:
     l2: float | None
 
 
-def refit(rebuilt: Rebuilt, batches: Iterable[list[Any]]) -> tuple[list[Refit], dict[str, str]]:
+def refit(rebuilt: Rebuilt, batches: Iterable[list[Any]], verbose: Verbose) -> tuple[list[Refit], dict[str, str]]:
     """Fits the layers of the new model that lost inputs, in order, each to what the old one gave.
 
     Both networks run side by side, layer after layer, so that each layer is fitted on what the new network really gives it.
@@ -50,11 +51,12 @@ def refit(rebuilt: Rebuilt, batches: Iterable[list[Any]]) -> tuple[list[Refit], 
     Args:
         rebuilt: the two models.
         batches: inputs of the old model, flat.
+        verbose: of the progress.
 
     Returns:
         What was done, and why other layers that lost inputs were left as they are, by path.
     """
-    return _Walk(rebuilt).run(batches)
+    return _Walk(rebuilt, verbose).run(batches)
 
 
 @dataclasses.dataclass
@@ -95,10 +97,14 @@ class _Walk(_side_by_side.Walk):
 
     Args:
         rebuilt: both.
+        verbose: of the progress.
     """
 
-    def __init__(self, rebuilt: Rebuilt) -> None:
+    title = "refit"
+
+    def __init__(self, rebuilt: Rebuilt, verbose: Verbose) -> None:
         super().__init__(rebuilt.found, rebuilt)
+        self.verbose = verbose
         self.rebuilt = rebuilt
         self.done: dict[str, Refit] = {}
         self.skipped: dict[str, str] = {}

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
+from keras_kd._progress import Verbose
 from keras_kd.surgery import _nodes, _places, _reading
 from keras_kd.surgery._analysis import Analysis
 from keras_kd.surgery._places import Block, Graph, Place, inputs_of
@@ -114,17 +115,18 @@ def _alike(node: Any) -> int | None:
     return at[0] if at else None
 
 
-def refit(rebuilt: Rebuilt, batches: Iterable[list[Any]]) -> tuple[list[Refit], dict[str, str]]:
+def refit(rebuilt: Rebuilt, batches: Iterable[list[Any]], verbose: Verbose) -> tuple[list[Refit], dict[str, str]]:
     """Fits the next layers with kernels after what was removed to what they gave before.
 
     Args:
         rebuilt: the two models.
         batches: inputs of the old model, flat.
+        verbose: of the progress.
 
     Returns:
         What was done, and why other such layers were left as they are, by path.
     """
-    walk = _Neighbours(rebuilt)
+    walk = _Neighbours(rebuilt, verbose)
     walk.spread(rebuilt.found.model, 1)
     return walk.run(batches)
 
@@ -132,8 +134,8 @@ def refit(rebuilt: Rebuilt, batches: Iterable[list[Any]]) -> tuple[list[Refit], 
 class _Neighbours(_Walk):
     """Runs two networks side by side, and fits those layers that read something else than before."""
 
-    def __init__(self, rebuilt: Rebuilt) -> None:
-        super().__init__(rebuilt)
+    def __init__(self, rebuilt: Rebuilt, verbose: Verbose) -> None:
+        super().__init__(rebuilt, verbose)
         self.readers: set[int] = set()
         self.changed: set[int] = set()
         self.used = {id(layer) for layer in rebuilt.model._flatten_layers()}

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from keras_kd import _batching
+from keras_kd._progress import Progress, Verbose
 from keras_kd.surgery import _nodes
 from keras_kd.surgery._analysis import Analysis
 from keras_kd.surgery._rebuild import Rebuilt
@@ -107,7 +108,12 @@ class Walk:
     Attributes:
         records: of the old model's layers by `id`.
         alone: whether only the old network runs.
+        title: what the progress of a pass is called.
+        verbose: of this progress, which counts calls of layers.
     """
+
+    title = ""
+    verbose: Verbose = 0
 
     def __init__(self, found: Analysis, rebuilt: Rebuilt | None = None) -> None:
         self.found, self._both = found, rebuilt
@@ -115,6 +121,7 @@ class Walk:
         self.records = found.records
         self.alone = rebuilt is None
         self._rng = np.random.default_rng(0)
+        self._progress = Progress(verbose=0)
 
     def visit(
         self, node: Any, record: Record, values: list[dict[int, Any]], calls: int, nodes: list[Any], outputs: set[int]
@@ -133,7 +140,9 @@ class Walk:
 
     def through(self, inputs: list[Any]) -> None:
         """Runs the whole model: for each of its inputs, lists of batches."""
-        self._through(self.found.model, inputs, inputs, 1)
+        calls = sum(1 for _ in _nodes.calls_of(self.found.model))
+        with Progress(calls, what="layers", title=self.title, verbose=self.verbose) as self._progress:
+            self._through(self.found.model, inputs, inputs, 1)
 
     def sampled(self, count: int, samples: int, batches: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
         """Some of a batch's positions, and which of them to fit on: those in three quarters of the samples.
@@ -181,6 +190,7 @@ class Walk:
         self.visit(node, record, values, calls, nodes, outputs)
         masks = _masks_of(node, values)
         old = _call(operation, node, values[0])
+        self._progress.advance()
         same = all(values[0][id(t)] is values[1][id(t)] for t in node.arguments.keras_tensors)
         if self.alone or self._both is None or (same and not self._differs(self._both, record)):
             return old, old

@@ -202,6 +202,8 @@ class Curves(Gathering):
         methods: the layers, and the methods that are looked at.
     """
 
+    title = "ranks"
+
     def __init__(self, found: Analysis, methods: Mapping[Site, tuple[str, ...]]) -> None:
         super().__init__(found, {site: "spatial" in some for site, some in methods.items()})
         self.methods = methods
@@ -225,6 +227,8 @@ class Fitting(Gathering):
         rebuilt: both models.
         picks: method and rank of the layers.
     """
+
+    title = "fit"
 
     def __init__(self, rebuilt: Rebuilt, picks: Mapping[Site, tuple[str, int]]) -> None:
         single = {site: method == "spatial" for site, (method, _) in picks.items() if len(site.nodes) == 1}

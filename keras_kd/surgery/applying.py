@@ -235,13 +235,15 @@ class _Surgeon:
         data = self.data
         if step.action == "remove_channels":
             removed = self._with(step)
-            return remove_channels(self.base, {name: self._local(name, gone) for name, gone in removed.items()}, data=data)
+            return remove_channels(
+                self.base, {name: self._local(name, gone) for name, gone in removed.items()}, data=data, verbose=0
+            )
         where: Any = (step.layer, step.last) if step.last else step.layer
         if step.action == "remove_layer":
-            return remove_layers(self.model, [where], data=data)
+            return remove_layers(self.model, [where], data=data, verbose=0)
         if step.action == "merge_block":
-            return linearize(self.model, where, data)
-        return factorize(self.model, rank={step.layer: step.rank or 1}, data=data)
+            return linearize(self.model, where, data, verbose=0)
+        return factorize(self.model, rank={step.layer: step.rank or 1}, data=data, verbose=0)
 
     def take(self, step: Step, made: Any) -> None:
         """Goes on from what a step made."""

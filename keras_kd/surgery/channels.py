@@ -7,6 +7,7 @@ from typing import Any, Literal, overload
 import keras
 import numpy as np
 
+from keras_kd._progress import Verbose, check_verbose
 from keras_kd.surgery import _analysis, _heads, _side_by_side
 from keras_kd.surgery._analysis import Analysis
 from keras_kd.surgery._rebuild import Rebuilt
@@ -67,16 +68,20 @@ Removals = Mapping[str, Any]
 
 
 @overload
-def remove_channels(model: Any, channels: Removals, *, data: Any = None, return_report: Literal[False] = False) -> keras.Model: ...
+def remove_channels(
+    model: Any, channels: Removals, *, data: Any = None, verbose: Verbose = "auto", return_report: Literal[False] = False
+) -> keras.Model: ...
 
 
 @overload
 def remove_channels(
-    model: Any, channels: Removals, *, data: Any = None, return_report: Literal[True]
+    model: Any, channels: Removals, *, data: Any = None, verbose: Verbose = "auto", return_report: Literal[True]
 ) -> tuple[keras.Model, SurgeryReport]: ...
 
 
-def remove_channels(model: Any, channels: Removals, *, data: Any = None, return_report: bool = False) -> Any:
+def remove_channels(
+    model: Any, channels: Removals, *, data: Any = None, verbose: Verbose = "auto", return_report: bool = False
+) -> Any:
     """Removes channels from layers, and heads from attention, with all that is tied to them: a new, smaller model.
 
     Without data the kept weights stay as they are: what the layers read of a removed channel counts as 0 from then on. With data
@@ -107,6 +112,7 @@ def remove_channels(model: Any, channels: Removals, *, data: Any = None, return_
         data: inputs nested as the model takes them, or an iterable of batches `x` or `(x, y)`, such as a `tf.data.Dataset`; some
             hundreds to thousands of samples. What both networks hold of them at a time takes at most about 1 GB: further samples
             are not read.
+        verbose: 0 is silent; 1 or `"auto"` shows progress.
         return_report: whether to give a `SurgeryReport`, too.
 
     Returns:
@@ -125,7 +131,7 @@ def remove_channels(model: Any, channels: Removals, *, data: Any = None, return_
     >>> x = keras.layers.Dense(6, activation="relu", name="hidden")(inputs)
     >>> model = keras.Model(inputs, keras.layers.Dense(2, name="head")(x))
     >>> data = np.random.default_rng(0).normal(size=(200, 4)).astype("float32")
-    >>> smaller, report = keras_kd.surgery.remove_channels(model, {"hidden": [0, 3]}, data=data, return_report=True)
+    >>> smaller, report = keras_kd.surgery.remove_channels(model, {"hidden": [0, 3]}, data=data, verbose=0, return_report=True)
     >>> smaller.get_layer("hidden").units, report.kept["hidden"].tolist()
     (4, [1, 2, 4, 5])
     >>> report.refits[0].error_after <= report.refits[0].error_before
@@ -139,12 +145,13 @@ def remove_channels(model: Any, channels: Removals, *, data: Any = None, return_
     Reference:
         He, Zhang, Sun: Channel Pruning for Accelerating Very Deep Neural Networks, 2017; Luo, Wu, Lin: ThiNet, 2017.
     """
+    check_verbose(verbose)
     model = _analysis.checked(model)
     found = _analysis.analyse(model)
     gone = chosen(found, channels)
     stream = None if data is None else _side_by_side.checked_batches(model, data)
     rebuilt = Rebuilt(found, gone)
-    refits, skipped = ([], {}) if stream is None else refit(rebuilt, stream)
+    refits, skipped = ([], {}) if stream is None else refit(rebuilt, stream, verbose)
     if not return_report:
         return rebuilt.model
     return rebuilt.model, report_of(rebuilt, refits, skipped)

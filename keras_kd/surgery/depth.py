@@ -6,6 +6,8 @@ from typing import Any, Literal, overload
 
 import keras
 
+from keras_kd import _batching
+from keras_kd._progress import Progress, Verbose, check_verbose
 from keras_kd.analysis.plans import Step
 from keras_kd.analysis.results import BlockAnalysis
 from keras_kd.surgery import _analysis, _costs, _linear_map, _nodes, _places, _removals
@@ -116,17 +118,19 @@ def _shown(headings: Sequence[tuple[str, Any]], rows: Sequence[Sequence[str]]) -
 
 @overload
 def linearize(
-    model: Any, block: Any, data: Any, *, max_columns: int = 1024, return_report: Literal[False] = False
+    model: Any, block: Any, data: Any, *, max_columns: int = 1024, verbose: Verbose = "auto", return_report: Literal[False] = False
 ) -> keras.Model: ...
 
 
 @overload
 def linearize(
-    model: Any, block: Any, data: Any, *, max_columns: int = 1024, return_report: Literal[True]
+    model: Any, block: Any, data: Any, *, max_columns: int = 1024, verbose: Verbose = "auto", return_report: Literal[True]
 ) -> tuple[keras.Model, LinearizeReport]: ...
 
 
-def linearize(model: Any, block: Any, data: Any, *, max_columns: int = 1024, return_report: bool = False) -> Any:
+def linearize(
+    model: Any, block: Any, data: Any, *, max_columns: int = 1024, verbose: Verbose = "auto", return_report: bool = False
+) -> Any:
     """Puts the best linear map in the place of a block: a new model, in which one layer stands for several.
 
     ```
@@ -147,6 +151,7 @@ def linearize(model: Any, block: Any, data: Any, *, max_columns: int = 1024, ret
             are read in one pass.
         max_columns: most features that each output may read; windows are cut to their middle to stay below. As in
             `linear_analysis`.
+        verbose: 0 is silent; 1 or `"auto"` shows progress.
         return_report: whether to give a `LinearizeReport`, too.
 
     Returns:
@@ -165,7 +170,7 @@ def linearize(model: Any, block: Any, data: Any, *, max_columns: int = 1024, ret
     >>> x = keras.layers.Dense(16, activation="softplus", name="first")(inputs)
     >>> model = keras.Model(inputs, keras.layers.Dense(2, name="last")(x))
     >>> data = np.random.default_rng(0).normal(size=(400, 4)).astype("float32")
-    >>> linear, report = keras_kd.surgery.linearize(model, ("first", "last"), data, return_report=True)
+    >>> linear, report = keras_kd.surgery.linearize(model, ("first", "last"), data, verbose=0, return_report=True)
     >>> [layer.name for layer in linear.layers[1:]], report.layers, report.r2 > 0.8
     (['last'], ('first', 'last'), True)
 
@@ -177,7 +182,9 @@ def linearize(model: Any, block: Any, data: Any, *, max_columns: int = 1024, ret
         raise ValueError(f"`max_columns` must be a whole number of at least 1. Received: max_columns={max_columns!r}.")
     found = _analysis.analyse(model)
     wanted = _block(found, block)
-    fitted = _linear_map.fit(found, wanted, checked_batches(model, data), max_columns)
+    progress = Progress(_batching.count(data), title="linearize", verbose=verbose)
+    stream = progress.over(checked_batches(model, data), size=lambda batch: len(batch[0]))
+    fitted = _linear_map.fit(found, wanted, stream, max_columns)
     replacement = dataclasses.replace(fitted.replacement, reads=wanted.start)
     new = Rebuilt(found, set(), {id(wanted.last.operation): replacement}).model
     if not return_report:
@@ -225,16 +232,18 @@ def _between(found: _analysis.Analysis, places: dict[str, Place], first: Any, la
 
 
 @overload
-def remove_layers(model: Any, names: Any, *, data: Any = None, return_report: Literal[False] = False) -> keras.Model: ...
+def remove_layers(
+    model: Any, names: Any, *, data: Any = None, verbose: Verbose = "auto", return_report: Literal[False] = False
+) -> keras.Model: ...
 
 
 @overload
 def remove_layers(
-    model: Any, names: Any, *, data: Any = None, return_report: Literal[True]
+    model: Any, names: Any, *, data: Any = None, verbose: Verbose = "auto", return_report: Literal[True]
 ) -> tuple[keras.Model, RemovalReport]: ...
 
 
-def remove_layers(model: Any, names: Any, *, data: Any = None, return_report: bool = False) -> Any:
+def remove_layers(model: Any, names: Any, *, data: Any = None, verbose: Verbose = "auto", return_report: bool = False) -> Any:
     """Removes layers, blocks and residual branches: a new model, in which their input is handed on instead of their output.
 
     What a name means:
@@ -264,6 +273,7 @@ def remove_layers(model: Any, names: Any, *, data: Any = None, return_report: bo
         data: inputs nested as the model takes them, or an iterable of batches `x` or `(x, y)`, such as a `tf.data.Dataset`; some
             hundreds to thousands of samples. What both networks hold of them at a time takes at most about 1 GB: further samples
             are not read.
+        verbose: 0 is silent; 1 or `"auto"` shows progress.
         return_report: whether to give a `RemovalReport`, too.
 
     Returns:
@@ -287,6 +297,7 @@ def remove_layers(model: Any, names: Any, *, data: Any = None, return_report: bo
     Reference:
         Veit, Wilber, Belongie: Residual Networks Behave Like Ensembles of Relatively Shallow Networks, 2016.
     """
+    check_verbose(verbose)
     model = _analysis.checked(model)
     found = _analysis.analyse(model)
     removals = _removals_of(found, names)
@@ -294,7 +305,7 @@ def remove_layers(model: Any, names: Any, *, data: Any = None, return_report: bo
     _check_left(model, replacements)
     stream = None if data is None else checked_batches(model, data)
     rebuilt = Rebuilt(found, set(), replacements)
-    refits, skipped = ([], {}) if stream is None else _removals.refit(rebuilt, stream)
+    refits, skipped = ([], {}) if stream is None else _removals.refit(rebuilt, stream, verbose)
     if not return_report:
         return rebuilt.model
     staying = tuple(dict.fromkeys(path for one in removals.values() for path in one.staying))

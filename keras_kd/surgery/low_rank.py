@@ -11,6 +11,7 @@ import keras
 import numpy as np
 
 from keras_kd import _taps
+from keras_kd._progress import Verbose, check_verbose
 from keras_kd.surgery import _analysis, _costs, _side_by_side
 from keras_kd.surgery._analysis import Analysis
 from keras_kd.surgery._budgets import Option, choose
@@ -136,6 +137,7 @@ def factorize(
     data: Any = None,
     layers: Collection[str] | None = None,
     method: str = "auto",
+    verbose: Verbose = "auto",
     return_report: bool = False,
 ) -> Any:
     """Makes two thin layers of wide ones, where that saves: a new model, which gives nearly the same.
@@ -172,6 +174,7 @@ def factorize(
             are not read.
         layers: names or paths of the layers to look at; None: all.
         method: "channel", "spatial" (Conv2D alone) or "auto", the better one of each layer.
+        verbose: 0 is silent; 1 or `"auto"` shows progress.
         return_report: whether to give a `FactorizationReport`, too.
 
     Returns:
@@ -195,6 +198,7 @@ def factorize(
         Vedaldi, Zisserman: Speeding up Convolutional Neural Networks with Low Rank Expansions, 2014.
     """
     _check(rank, energy, macs, method)
+    check_verbose(verbose)
     model = _analysis.checked(model)
     found = _analysis.analyse(model)
     sites, left = sites_of(found)
@@ -203,7 +207,7 @@ def factorize(
     batches = None if data is None else _side_by_side.checked_batches(model, data)
     inputs = None if batches is None else _side_by_side.held(model, batches)
     whole = _macs_of(model, sites) if macs is not None or return_report else None
-    curves = _curves(found, wanted, inputs, rank is None)
+    curves = _curves(found, wanted, inputs, rank is None, verbose)
     if rank is not None:
         picks = _by_rank(wanted, ranks, left)
     elif energy is not None:
@@ -211,7 +215,7 @@ def factorize(
     else:
         picks = _by_macs(wanted, float(macs or 0), whole, curves.lost, left)
     rebuilt = Rebuilt(found, set(), _replacements(found, picks))
-    fits = {} if inputs is None else _fitted(rebuilt, picks, curves, inputs)
+    fits = {} if inputs is None else _fitted(rebuilt, picks, curves, inputs, verbose)
     for site in picks:
         for layer in rebuilt.replacements[id(site.layer)].layers:
             layer.trainable = site.layer.trainable
@@ -301,10 +305,11 @@ def _macs_of(model: Any, sites: Mapping[str, Site]) -> int | None:
     return _costs.macs_of(model) if all(site.is_known for site in sites.values()) else None
 
 
-def _curves(found: Analysis, wanted: Mapping[Site, tuple[str, ...]], inputs: Any, all_of_them: bool) -> Curves:
+def _curves(found: Analysis, wanted: Mapping[Site, tuple[str, ...]], inputs: Any, all_of_them: bool, verbose: Verbose) -> Curves:
     """What each rank loses, of the weights or, with data, of the outputs; with data also the moments of shared layers."""
     if inputs is not None:
         curves = Curves(found, {site: methods for site, methods in wanted.items() if all_of_them or len(site.nodes) > 1})
+        curves.verbose = verbose
         if curves.methods:
             curves.through(inputs)
         return curves
@@ -386,9 +391,10 @@ def _replacements(found: Analysis, picks: _Picks) -> dict[int, Replacement]:
     return made
 
 
-def _fitted(rebuilt: Rebuilt, picks: _Picks, curves: Curves, inputs: list[Any]) -> dict[str, Fit]:
+def _fitted(rebuilt: Rebuilt, picks: _Picks, curves: Curves, inputs: list[Any], verbose: Verbose) -> dict[str, Fit]:
     """Fits the new layers, those that are used several times first."""
     walk = Fitting(rebuilt, picks)
+    walk.verbose = verbose
     for site, (method, rank) in picks.items():
         if len(site.nodes) > 1:
             walk.write(site, curves.sums[site.path], method, rank)

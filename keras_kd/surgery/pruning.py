@@ -195,9 +195,9 @@ def prune_channels(
     if latency is None:
         rebuilt, after, cost = planner.rebuilt(orders, curves)
     else:
-        rebuilt, after, cost = _latency.within(planner, orders, curves, latency)
+        rebuilt, after, cost = _latency.within(planner, orders, curves, latency, verbose)
     batches = None if samples is None or not reconstruct else [x for x, _ in samples]
-    refits, skipped = ([], {}) if batches is None else refit(rebuilt, batches)
+    refits, skipped = ([], {}) if batches is None else refit(rebuilt, batches, verbose)
     together = None if batches is None else _together(rebuilt.model, model, batches, after[0], reconstruct, verbose)
     if not return_report:
         return rebuilt.model
@@ -254,7 +254,9 @@ def _orders(
     if criterion in ("taylor", "fisher"):
         parts = list(_curvature.parted(samples or [], _curvature.samples_at_once(found.model)))
         losses = _losses(found.model, parts, loss)
-        scores = _criteria.first_order(found, groups, [x for x, _ in parts], losses, str(criterion))
+        progress = Progress(sum(len(x[0]) for x, _ in parts), title="gradients", verbose=verbose)
+        stream = progress.over((x for x, _ in parts), size=lambda batch: len(batch[0]))
+        scores = _criteria.first_order(found, groups, stream, losses, str(criterion))
     elif criterion == "magnitude":
         scores = _criteria.magnitudes(found, groups)
     elif criterion == "batch_norm":

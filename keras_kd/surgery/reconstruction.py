@@ -109,7 +109,7 @@ def reconstruct(
     >>> x = keras.layers.Dense(32, activation="relu", name="hidden")(inputs)
     >>> model = keras.Model(inputs, keras.layers.Dense(2, name="head")(x))
     >>> data = np.random.default_rng(0).normal(size=(300, 4)).astype("float32")
-    >>> smaller = keras_kd.surgery.remove_channels(model, {"hidden": range(20)}, data=data)
+    >>> smaller = keras_kd.surgery.remove_channels(model, {"hidden": range(20)}, data=data, verbose=0)
     >>> better, report = keras_kd.surgery.reconstruct(smaller, model, data, verbose=0, return_report=True)
     >>> report.error_after < report.error_before
     True

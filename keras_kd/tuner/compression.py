@@ -153,7 +153,7 @@ class CompressionHyperModel(DistillationHyperModel):
     def _operated(self, channels: float, rank: float) -> keras.Model:
         if rank < 1:
             whole = self._analysed(channels, 1.0).model
-            thin = surgery.factorize(whole, macs=rank, data=self.data)
+            thin = surgery.factorize(whole, macs=rank, data=self.data, verbose=0)
             together = self.reconstruct in (True, "together") and len(keras.tree.flatten(self.data)[0]) >= _LEAST_TOGETHER
             return surgery.reconstruct(thin, self.model, self.data, verbose=0) if together else thin
         if channels < 1:

@@ -39,7 +39,7 @@ def check_chief(address: str | None = None, *, timeout: float = 15.0) -> str | N
     """
     timeout = float(positive("timeout", timeout))
     if address is not None:
-        host, port = _split(address)
+        host, port = split(address)
         _ask(host, port, timeout)
         return address
     found = {name: os.environ[name] for name in (_IP, _PORT, _ID) if os.environ.get(name)}
@@ -50,7 +50,7 @@ def check_chief(address: str | None = None, *, timeout: float = 15.0) -> str | N
             f"KerasTuner's chief and workers need the environment variables {_IP}, {_PORT} and {_ID}. Received: no "
             f'{", ".join(missing)}. {_ID} is "chief" for the chief, and another name for each worker.'
         )
-    host, port = _split(f"{found[_IP]}:{found[_PORT]}")
+    host, port = split(f"{found[_IP]}:{found[_PORT]}")
     if "chief" in found[_ID]:  # KerasTuner's own rule
         _check_free(host, port)
     else:
@@ -58,7 +58,15 @@ def check_chief(address: str | None = None, *, timeout: float = 15.0) -> str | N
     return f"{host}:{port}"
 
 
-def _split(address: Any) -> tuple[str, int]:
+def split(address: Any) -> tuple[str, int]:
+    """Host and port of an address.
+
+    Args:
+        address: `"host:port"`.
+
+    Raises:
+        ValueError: if it is no such text.
+    """
     host, _, port = address.rpartition(":") if isinstance(address, str) else ("", "", "")
     if not host or not port.isdigit() or not 0 < int(port) < 65536:
         raise ValueError(f'The address of a chief must be "host:port". Received: address={address!r}.')

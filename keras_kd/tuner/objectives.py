@@ -191,10 +191,10 @@ class Score:
         found = self.measure_model(model)
         if not any(name in _OF_FILE for name in self.costs):
             return found
-        report = export.to_litert(getattr(model, "student", model), path, **self.export)
+        report = export.to_litert(getattr(model, "student", model), path, **{"verbose": 0, **self.export})
         found |= {"bytes": float(report.size), "gzip_bytes": float(report.gzip_size)}
         if "latency" in self.costs:
-            found["latency"] = profile.measure_latency(pathlib.Path(path), threads=self.threads, runs=self.runs).median
+            found["latency"] = profile.measure_latency(pathlib.Path(path), threads=self.threads, runs=self.runs, verbose=0).median
         return {name: found[name] for name in self.costs}
 
     def excesses(self, metrics: Mapping[str, float]) -> dict[str, float]:

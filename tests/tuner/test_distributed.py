@@ -1,4 +1,4 @@
-"""A chief and two workers as processes, one of which is killed; and addresses at which nobody answers."""
+"""A chief and two workers as processes of `keras-kd search`, one of which is killed; and addresses at which nobody answers."""
 
 import contextlib
 import os
@@ -36,10 +36,12 @@ class Processes:
     def start(self, name, **environment):
         lean = {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1", "OMP_NUM_THREADS": "1"}
         kept = {key: value for key, value in os.environ.items() if "proxy" not in key.lower()}
-        address = {"KERASTUNER_ORACLE_IP": "127.0.0.1", "KERASTUNER_ORACLE_PORT": str(self.port), "KERASTUNER_TUNER_ID": name}
-        env = kept | lean | address | environment | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+        env = kept | lean | environment | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+        role = ["--chief"] if name == "chief" else ["--worker", name]
+        options = [*role, "--address", f"127.0.0.1:{self.port}", "--timeout", "120"]
         with open(self.folder / f"{name}.log", "a") as log:
-            command = [sys.executable, str(ROOT / "tests" / "tuner" / "search_process.py"), str(self.folder)]
+            script = str(ROOT / "tests" / "tuner" / "search_process.py")
+            command = [sys.executable, "-m", "keras_kd.cli", "search", *options, script, str(self.folder)]
             process = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
         self.started.append(process)
         return process
