@@ -1,14 +1,19 @@
 """A user's type checker knows what the library takes and gives."""
 
+import inspect
 import os
 import pathlib
 import shutil
 import site
 import subprocess
 import sys
+import typing
 import venv
 
+import pytest
+
 import keras_kd
+from keras_kd import surgery
 
 ROOT = pathlib.Path(keras_kd.__file__).parent
 PROGRAM = pathlib.Path(__file__).with_name("user_program.py")
@@ -30,3 +35,12 @@ def test_mypy_strict_accepts_a_users_program(tmp_path, request):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Success: no issues found in 1 source file" in done.stdout
+
+
+@pytest.mark.parametrize("name", sorted(name for name in surgery.__all__ if typing.get_overloads(getattr(surgery, name))))
+def test_overloads_take_what_the_function_takes(name):
+    function = getattr(surgery, name)
+    overloads = typing.get_overloads(function)
+    assert len(overloads) == 2
+    for one in overloads:
+        assert list(inspect.signature(one).parameters) == list(inspect.signature(function).parameters)

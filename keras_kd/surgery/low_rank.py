@@ -110,6 +110,7 @@ def factorize(
     data: Any = None,
     layers: Collection[str] | None = None,
     method: str = "auto",
+    verbose: Verbose = "auto",
     return_report: Literal[False] = False,
 ) -> keras.Model: ...
 
@@ -124,6 +125,7 @@ def factorize(
     data: Any = None,
     layers: Collection[str] | None = None,
     method: str = "auto",
+    verbose: Verbose = "auto",
     return_report: Literal[True],
 ) -> tuple[keras.Model, FactorizationReport]: ...
 
