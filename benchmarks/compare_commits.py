@@ -18,6 +18,7 @@ import json
 import os
 import pathlib
 import runpy
+import signal
 import statistics
 import subprocess
 import sys
@@ -344,4 +345,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that worktrees and processes go then, too
     sys.exit(main())
