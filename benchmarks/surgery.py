@@ -25,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import keras
@@ -216,12 +216,12 @@ def tuned_runs() -> list[tuple[float, str, str, str]]:
     return order + [(share, *one, how) for one in TUNED for share in sorted(TUNED_SHARES) for how in ("distilled", "fine-tuned")]
 
 
-def run_tuning() -> dict[str, Any]:
+def run_tuning(seeds: Iterable[int] = SEEDS) -> dict[str, Any]:
     """Accuracy after a few epochs."""
     train, test = load_data()
     images, store = train[0][:IMAGES], Store("tuning", known().get("tuning"))
     for share, method, fit, how in tuned_runs():
-        for seed in SEEDS:
+        for seed in seeds:
             teacher = load_teacher(seed, train)
 
             def run(
@@ -331,7 +331,7 @@ def section(result: dict[str, Any]) -> str:
     theirs = [name.partition("/")[2] for name, one in result["torch_pruning"].get("0", {}).items() if isinstance(one, dict)]
     text = table("points lost, mean (most) of three seeds", SHARES, rows | {name: name for name in theirs}, result)
     tuned = {f"{method}{LABELS[fit]}, {how}": f"{method}/{fit}/{how}" for _, method, fit, how in tuned_runs()}
-    title = f"points lost after five epochs on {LABELLED:,} images"
+    title = f"points lost after five epochs on {LABELLED:,} images: mean (most)"
     return text + "\n\n" + table(title, TUNED_SHARES, tuned, result) if result["tuning"] else text
 
 
@@ -341,9 +341,15 @@ def table(title: str, shares: tuple[float, ...], rows: dict[str, str], result: d
     for label, key in rows.items():
         found = [result["points_lost"].get(f"{share}/{key}") for share in shares]
         if any(found):
-            cells = ["" if one is None else f"{one['points_lost']:.1f} ({one['most']:.1f})" for one in found]
+            cells = ["" if one is None else cell(one) for one in found]
             lines.append(f"| {label} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def cell(one: dict[str, Any]) -> str:
+    """Mean and most, and of how many seeds, where these are not all."""
+    few = "" if one["seeds"] == len(SEEDS) else f", {one['seeds']} of {len(SEEDS)} seeds"
+    return f"{one['points_lost']:.1f} ({one['most']:.1f}){few}"
 
 
 def write_table(result: dict[str, Any], page: pathlib.Path = PAGE) -> None:
@@ -411,6 +417,7 @@ def main() -> int:
     """Runs a part, and writes what is known so far."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--tuning", action="store_true", help="fine-tuning and distillation")
+    parser.add_argument("--seeds", type=int, nargs="+", choices=SEEDS, default=SEEDS, help="those that are tuned (all)")
     parser.add_argument("--torch", metavar="PYTHON", help="Torch-Pruning, run by this Python")
     parser.add_argument("--latency", action="store_true", help="latency of the LiteRT files")
     parser.add_argument("--seconds", action="store_true", help="time of one prune_channels")
@@ -418,7 +425,7 @@ def main() -> int:
     a_part = options.tuning or options.latency or options.seconds or options.torch
     old = known()
     curves = Store("curves", old.get("curves")).found if a_part else run_curves()
-    tuning = run_tuning() if options.tuning else Store("tuning", old.get("tuning")).found
+    tuning = run_tuning(options.seeds) if options.tuning else Store("tuning", old.get("tuning")).found
     others = run_torch(options.torch) if options.torch else Store("torch", old.get("torch_pruning")).found
     latency = run_latency() if options.latency else old.get("latency", {})
     seconds = run_seconds() if options.seconds else old.get("seconds", {})
