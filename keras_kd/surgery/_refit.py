@@ -254,7 +254,8 @@ def _empty(part: Part, few: bool = False) -> _Sums:
     columns, outputs = part.start.shape
     both = 0 if few else columns + outputs
     width = 0 if part.channels is None else len(part.channels.keep) + part.channels.new.shape[1]
-    return _Sums(*(Moments.empty(n) for n in (both, both, outputs, width)), [] if few else None)
+    seen, unseen, targets, channels = (Moments.empty(n) for n in (both, both, outputs, width))
+    return _Sums(seen, unseen, targets, channels, [] if few else None)
 
 
 def _of_channels(channels: Channels, old: np.ndarray, new: np.ndarray) -> np.ndarray:
