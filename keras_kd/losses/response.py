@@ -66,7 +66,8 @@ class ResponseLoss(DistillationLoss):
         if self.activation == SOFTMAX and shapes[1][-1] == 1:
             raise ValueError(
                 f"{type(self).__name__} compares softmax distributions, and a softmax over a single class is always 1. Received: "
-                f'outputs of shape {shapes[1]}. For binary outputs use KDLoss(activation="sigmoid").'
+                f'outputs of shape {shapes[1]}. For binary outputs use KDLoss(activation="sigmoid"); for numbers '
+                "keras.losses.MeanSquaredError(); where only other outputs are classes, name one of them: output_name=."
             )
 
     def class_targets(self, labels: Any, z: Any) -> Any:
