@@ -64,6 +64,14 @@ class ExportReport:
     float_difference: float | None = None
     float_agreement: float | None = None
 
+    def __str__(self) -> str:
+        shared = f"{self.agreement:.1%} of {self.samples:,} samples" if self.agreement < 1 else f"all {self.samples:,} samples"
+        text = f"{self.path.name}: {self.quantization}, {self.size:,} bytes ({self.gzip_size:,} after gzip)"
+        text += f"; agrees with the model on {shared}, largest difference {self.max_difference:.2g}"
+        if self.float_agreement is not None and self.float_difference is not None and self.quantization != "float32":
+            text += f"; with the plain model, before rounding, on {self.float_agreement:.1%}, {self.float_difference:.2g}"
+        return text
+
 
 def to_litert(
     model: keras.Model,

@@ -33,6 +33,9 @@ def test_the_file_gives_the_models_outputs_on_other_data(tmp_path):
     assert report.size == os.path.getsize(report.path) > report.gzip_size > 0
     assert report.samples == 8
     assert os.listdir(tmp_path) == ["m.tflite"]
+    assert str(report).startswith(
+        f"m.tflite: float32, {report.size:,} bytes ({report.gzip_size:,} after gzip); agrees with the model"
+    )
 
 
 def test_a_distiller_exports_its_student(tmp_path):

@@ -70,7 +70,7 @@ class Group:
         weights = self._weights()
         turn, make = (False, None) if self.update is None else self.update(tf.constant(step, tf.int64), weights)
         with self.strategy.scope():
-            overdue = self.settled_step is not None and step > self.settled_step
+            overdue = self.settled_step is not None and step >= self.settled_step
             made = make() if make is not None and (bool(turn) or overdue) else None
             if made is not None and (bool(turn) or _zeros(made) > _NEARLY_DONE * _zeros(weights)):
                 masks = made

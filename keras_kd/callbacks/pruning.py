@@ -14,6 +14,8 @@ from keras_kd.callbacks import _masks
 from keras_kd.callbacks._kernels import Kernel, choose_kernels
 from keras_kd.callbacks._masking import Group, clear_stale
 
+_NEAR = 0.005  # of the last update to the sparsity that a schedule ends at
+
 
 class KeepSparsity(keras.callbacks.Callback):
     """Whatever is zero when training begins stays zero: fine-tuning after pruning.
@@ -226,8 +228,12 @@ class Pruning(KeepSparsity):
         planned = done + epochs * steps // accumulated
         micro = f" / {accumulated} accumulated" if accumulated > 1 else ""
         found = self.pruning_schedule.values() if isinstance(self.pruning_schedule, dict) else [self.pruning_schedule]
-        late = [schedule for schedule in found if isinstance(schedule, schedules.PolynomialDecay) and schedule.end_step > planned]
-        for schedule in late:
+        for schedule in found:
+            if not isinstance(schedule, schedules.PolynomialDecay):
+                continue
+            if schedule.end_step <= planned:
+                _warn_of_frequency(schedule)
+                continue
             warnings.warn(
                 f"The pruning schedule ends at optimizer step {schedule.end_step}, and this fit at step {planned} ({done} done + "
                 f"{epochs} epochs of {steps} batches{micro}): the model will not reach a sparsity of {schedule.final_sparsity}. "
@@ -278,6 +284,20 @@ class Pruning(KeepSparsity):
             has_inputs = kernel.variable.name != "embeddings" and "depthwise" not in type(kernel.layer).__name__.lower()
             return has_inputs and kernel.variable.name != "depthwise_kernel" and inputs >= self.sparsity_m_by_n[1]
         return inputs >= self.block_size[0] and outputs >= self.block_size[1]
+
+
+def _warn_of_frequency(schedule: Any) -> None:
+    """Says so if the last update of the masks comes before the schedule is near its end."""
+    begin, length = schedule.begin_step, schedule.end_step - schedule.begin_step
+    last = begin + length // schedule.frequency * schedule.frequency
+    reached = float(schedule(tf.constant(last, tf.int64))[1])
+    if reached < schedule.final_sparsity - _NEAR:
+        warnings.warn(
+            f"The pruning schedule updates the masks every {schedule.frequency} steps from step {begin} to {schedule.end_step}: "
+            f"the last update, at step {last}, asks for a sparsity of {reached:.3f}, not {schedule.final_sparsity}. Set "
+            f"frequency={max(length // 20, 1)}, for 20 updates.",
+            stacklevel=3,
+        )
 
 
 def _schedule(given: Any) -> Any:

@@ -146,7 +146,7 @@ def _compress(commands: Any) -> None:
         "model.keras --data train.npz --budget 100KB --out small",
     )
     compress.add_argument("model", help="a .keras file")
-    compress.add_argument("--budget", required=True, help="bytes of the file: 100000, 100KB, 98KiB, 1.5MB")
+    compress.add_argument("--budget", required=True, help="bytes: 100000, 100KB, 98KiB, 1.5MB, 20%% (of the float32 file)")
     compress.add_argument(
         "--out", required=True, metavar="FOLDER", help="folder for model.tflite, model.keras, report.json and a card, README.md"
     )

@@ -66,18 +66,20 @@ def compress(
             `tf.data.Dataset`.
         labels: an entry for each sample, where `data` are arrays. Without any, the model's outputs are what is learned, and what
             files are measured by.
-        budget: bytes of the file: a number, or text such as "100KB" (1000 bytes), "100KiB" (1024), "1.5MB".
+        budget: bytes of the file: a number, or text such as "100KB" (1000 bytes), "100KiB" (1024), "1.5MB", or "20%" of the model's
+            float32 file.
         validation_data: `(x, y)`, `x` or batches, which the choice is made by: what you report should be measured on others. None
             holds out a tenth of the arrays.
         max_trials: at most so many trainings; 0 is none.
-        max_minutes: no training goes on after so many minutes. None: no limit.
+        max_minutes: no training goes on after so many minutes, and as soon as there is a file within the budget, no other way of
+            cutting is begun. None: no limit.
         epochs: of each training.
         batch_size: where `data` are arrays.
         learning_rate: Adam's, which falls to 0 along a cosine.
         loss: supervised loss, beside the distillation, where there are labels. None takes that the model was compiled with;
             without either, only the distillation counts.
-        folder: where to keep candidates, files and the state; made if it is not there. None: a temporary one, and the file goes
-            with it as soon as nobody holds the result.
+        folder: where to keep candidates, files and the state; made if it is not there. Its `model.tflite` is the best one so far at
+            any time. None: a temporary one, and the file goes with it as soon as nobody holds the result.
         seed: of the split, the order of the data, and what is random in layers; each training sets Keras' global seed by it.
         verbose: 0 is silent; 1 or "auto" says what is done, and what came of it.
 
@@ -110,17 +112,19 @@ def compress(
     }
     work = _Work(model, held, settings, _loss_of(model, loss, held), folder, verbose)
     try:
-        work.cut()
-        work.train(max_trials, max_minutes)
+        deadline = math.inf if max_minutes is None else work.began + 60 * max_minutes
+        work.cut(deadline)
+        work.train(max_trials, deadline)
     except KeyboardInterrupt:
         if folder is not None:
-            work.say(f"interrupted: what was done is kept in {work.folder}, and the same call goes on from there")
+            best = ", the best file so far as model.tflite" if any(one.fits for one in work.attempts.values()) else ""
+            work.say(f"interrupted: what was done is kept in {work.folder}{best}, and the same call goes on from there")
         raise
     return work.result()
 
 
-def bytes_of(budget: Any) -> int:
-    """A number of bytes.
+def bytes_of(budget: Any) -> int | str:
+    """A number of bytes, or a share as text, "20%".
 
     Args:
         budget: the number, or text with a unit.
@@ -130,9 +134,14 @@ def bytes_of(budget: Any) -> int:
         ValueError: if it is not above 0, or the unit is not known.
     """
     if isinstance(budget, str):
-        parts = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-zA-Z]*)\s*", budget)
+        parts = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-zA-Z]*|%)\s*", budget)
+        if parts is not None and parts[2] == "%" and 0 < float(parts[1]) <= 100:
+            return f"{parts[1]}%"
         if parts is None or parts[2].lower() not in _UNITS:
-            raise ValueError(f'`budget` must be bytes, as 100000, "100KB", "98KiB" or "1.5MB". Received: budget="{budget}".')
+            raise ValueError(
+                f'`budget` must be bytes, as 100000, "100KB", "98KiB" or "1.5MB", or a share up to "100%". Received: '
+                f'budget="{budget}".'
+            )
         budget = float(parts[1]) * _UNITS[parts[2].lower()]
     if isinstance(budget, bool) or not isinstance(budget, numbers.Real):
         raise TypeError(f'`budget` must be a number of bytes, or text such as "100KB". Received: budget={budget!r}.')
@@ -171,7 +180,6 @@ class _Work:
 
     def __init__(self, model: Any, data: Data, settings: dict[str, Any], loss: Any, folder: Any, verbose: Any) -> None:
         self.model, self.data, self.settings, self.loss = model, data, settings, loss
-        self.budget: int = settings["budget"]
         self.verbose = verbose
         self.began = time.monotonic()
         self.folder = pathlib.Path(tempfile.mkdtemp(prefix="keras_kd_") if folder is None else folder)
@@ -186,7 +194,11 @@ class _Work:
             self.state["original"] = {"size": size, "score": row}
             self._keep()
         known = self.state["original"]
-        self.say(f"original, float32: {known['size']:,} bytes, {self.state['what']} {known['score']:.4f}")
+        share = settings["budget"]
+        self.budget = int(float(share[:-1]) / 100 * known["size"]) if isinstance(share, str) else share
+        count = len(keras.tree.flatten(data.validation[0])[0])
+        measured = f"{self.state['what']} {known['score']:.4f} on {count:,} validation samples"
+        self.say(f"original, float32: {known['size']:,} bytes, {measured}; the budget is {self.budget:,} bytes")
 
     # What is kept
 
@@ -243,7 +255,7 @@ class _Work:
 
     # Without training
 
-    def cut(self) -> None:
+    def cut(self, deadline: float) -> None:
         """The whole model in integers, and each strategy at the largest share whose file is within the budget."""
         whole = self._attempt("whole", "int8", 1.0, 8, lambda: self.model)
         if whole.fits or not whole.size:
@@ -254,12 +266,16 @@ class _Work:
             ways.append(("channels, 4 bits", WAYS["channels"], fine))
         for name, way, uncut in ways:
             key = name.replace(",", "").replace(" ", "_")
-            if key not in self.state["attempts"]:
-                self.say(f"{name}: looking for the share that the budget allows")
-                share, cut = self._cut(way, uncut)
-                self._attempt(key, name, share, uncut.bits, cut)
+            if key in self.state["attempts"]:
+                continue
+            if time.monotonic() >= deadline and any(one.fits for one in self.attempts.values()):
+                self.say(f"{name}: not tried, the time is over")
+                continue
+            self.say(f"{name}: looking for the share that the budget allows")
+            share, cut = self._cut(name, way, uncut)
+            self._attempt(key, name, share, uncut.bits, cut)
 
-    def _cut(self, way: Way, whole: Attempt) -> tuple[float, Any]:
+    def _cut(self, name: str, way: Way, whole: Attempt) -> tuple[float, Any]:
         """The largest share whose file is within the budget, and what makes the model. Files are nearly linear in it."""
         calibration = self.data.calibration
         aim = _AIM * self.budget
@@ -270,6 +286,7 @@ class _Work:
             try:
                 probe = way(self.model, share, calibration)
                 size = self._quantised(probe, self.folder / "probe.tflite", whole.bits)[0]
+                self.say(f"{name}: {share:.1%} of the work, {size:,} bytes")
             except (ValueError, RuntimeError):  # cannot be cut so far
                 low, share = share, (share + high) / 2
                 continue
@@ -319,11 +336,21 @@ class _Work:
         seconds, fits = round(time.monotonic() - began, 1), 0 < attempt.size <= self.budget
         found = dataclasses.replace(attempt, score=score, seconds=seconds, fits=fits)
         self.state["attempts"][key] = vars(found)
+        if fits and score >= max(one.score for one in self.attempts.values() if one.fits):
+            self._publish(key)
         self._keep()
         over = "" if fits else f", {found.size - self.budget:,} bytes over the budget"
-        told = found.note or f"{found.size:,} bytes{over}, {self.state['what']} {score:.4f}"
+        trained = "" if found.epochs else " before any training"
+        told = found.note or f"{found.size:,} bytes{over}, {self.state['what']} {score:.4f}{trained}"
         self.say(f"{found.name}: {told}")
         return found
+
+    def _publish(self, key: str) -> pathlib.Path:
+        """Makes an attempt the folder's model."""
+        for suffix, name in (("tflite", "model.tflite"), ("int8.keras", "model.keras")):
+            shutil.copyfile(self.folder / f"{key}.{suffix}", self.folder / f"{name}.part")
+            (self.folder / f"{name}.part").replace(self.folder / name)
+        return self.folder / "model.tflite"
 
     def _measured(self, path: pathlib.Path) -> tuple[float, str, str]:
         """Score of a file, what it is, and the task."""
@@ -339,9 +366,8 @@ class _Work:
 
     # Training
 
-    def train(self, max_trials: int, max_minutes: float | None) -> None:
+    def train(self, max_trials: int, deadline: float) -> None:
         """Distils candidates, the best one first, and then the best one again."""
-        deadline = math.inf if max_minutes is None else self.began + 60 * max_minutes
         while True:
             attempts = self.attempts
             done = [key for key, one in attempts.items() if one.epochs]

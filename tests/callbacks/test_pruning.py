@@ -443,6 +443,16 @@ def test_a_schedule_that_cannot_reach_its_end_is_said_with_the_arithmetic():
         model.fit(X, Y, batch_size=4, epochs=2, verbose=0, callbacks=[callbacks.Pruning(polynomial(end=100))])
 
 
+def test_a_schedule_whose_last_update_is_early_is_said():
+    model = net()
+    model.compile("sgd", LOSS)
+    schedule = polynomial(end=16, frequency=10)  # updates at steps 2 and 12
+    reached = float(schedule(12)[1])
+    with pytest.warns(UserWarning, match=rf"the last update, at step 12, asks for a sparsity of {reached:.3f}, not 0.75"):
+        model.fit(X, Y, batch_size=4, epochs=2, verbose=0, callbacks=[callbacks.Pruning(schedule)])
+    assert zeros(model.layers[0].kernel) == pytest.approx(reached, abs=0.01)
+
+
 # What a review found
 
 
@@ -476,6 +486,16 @@ def test_a_dense_model_that_is_past_the_schedule_is_pruned_at_once(schedule):
     model.fit(X, Y, batch_size=4, verbose=0, callbacks=[callbacks.Pruning(schedule()), watch])
     assert min(watch.seen) > 0.1
     assert isinstance(schedule(), schedules.Threshold) or watch.seen == [0.75] * 8
+
+
+@pytest.mark.parametrize("end", [24, 23])
+def test_a_dense_model_that_is_at_or_past_the_end_without_a_turn_there_is_pruned_at_once(end):
+    model, watch = net(), Watch()
+    model.compile("sgd", LOSS)
+    model.fit(X, Y, batch_size=4, epochs=3, verbose=0)  # 24 steps
+    schedule = schedules.PolynomialDecay(0.0, 0.75, begin_step=1, end_step=end, frequency=4)  # turns at 21 and not after it
+    model.fit(X, Y, batch_size=4, verbose=0, callbacks=[callbacks.Pruning(schedule), watch])
+    assert watch.seen == [0.75] * 8
 
 
 def test_a_kernel_without_a_gradient_is_sparse_at_the_end_of_each_epoch():

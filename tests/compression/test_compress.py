@@ -1,6 +1,7 @@
 """compress: the best file within a budget, measured, kept, and gone on with."""
 
 import json
+import re
 
 import keras
 import numpy as np
@@ -114,7 +115,10 @@ def test_an_interruption_loses_the_running_trial_alone(done, model, monkeypatch,
         patch.setattr(automatic._Work, "_fit", interrupted)
         with pytest.raises(KeyboardInterrupt):
             keras_kd.compress(model, X, Y, max_trials=2, **arguments | {"verbose": 1})
-    assert "the same call goes on from there" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "the best file so far as model.tflite, and the same call goes on from there" in told
+    assert f"on 150 validation samples; the budget is {BUDGET:,} bytes" in told
+    assert (folder / "model.tflite").read_bytes() == found.path.read_bytes()
     more = keras_kd.compress(model, X, Y, max_trials=2, **arguments)
     assert more.attempts[: len(found.attempts)] == found.attempts
     assert len(more.attempts) == len(found.attempts) + 1
@@ -125,6 +129,21 @@ def test_an_interruption_loses_the_running_trial_alone(done, model, monkeypatch,
     with pytest.raises(ValueError, match=r"another model or data"):
         keras_kd.compress(build(), X, Y, **arguments)
     assert (folder / "compression.json").exists()
+
+
+def test_a_share_of_the_float_file_is_a_budget_and_time_that_is_over_ends_the_search_for_ways(model, monkeypatch, capsys):
+    ways = dict.fromkeys(("one", "other"), automatic.WAYS["channels"])
+    monkeypatch.setattr(automatic, "WAYS", ways)
+    arguments = {"validation_data": (X[:150], Y[:150]), "max_trials": 3, "max_minutes": 1e-5}
+    found = keras_kd.compress(model, X, Y, budget="45%", **arguments, verbose=1)
+    assert found.budget == int(0.45 * found.original_size)
+    fitting = [index for index, one in enumerate(found.attempts) if one.fits]
+    assert fitting == [len(found.attempts) - 1]  # the first that fits is the last
+    assert not any(one.epochs for one in found.attempts)
+    told = capsys.readouterr().out
+    assert "other: not tried, the time is over" in told
+    assert re.search(r"one: [0-9.]+% of the work, [0-9,]+ bytes", told)
+    assert "before any training" in told
 
 
 def test_without_labels_the_agreement_counts_and_a_held_out_tenth_is_measured(model, capsys):
@@ -161,6 +180,7 @@ def test_a_budget_that_nothing_meets_is_told_the_smallest_file(model):
         ({"budget": "many"}, "`budget` must be bytes"),
         ({"budget": None}, "`budget` must be a number of bytes"),
         ({"budget": 0}, "`budget` must be at least 1"),
+        ({"budget": "120%"}, "or a share up to"),
         ({"epochs": 0}, "`epochs` must be a whole number of at least 1"),
         ({"max_trials": -1}, "`max_trials` must be a whole number of at least 0"),
         ({"max_minutes": 0}, "`max_minutes` must be a number above 0"),
@@ -171,7 +191,7 @@ def test_a_budget_that_nothing_meets_is_told_the_smallest_file(model):
         ({"data": X[:20]}, "`data` must have at least 64 samples"),
         ({"model": "resnet"}, "`model` must be"),
     ],
-    ids=range(12),
+    ids=range(13),
 )
 def test_bad_input_is_refused_by_name(options, told, model):
     with pytest.raises((ValueError, TypeError), match=told):
@@ -179,7 +199,8 @@ def test_bad_input_is_refused_by_name(options, told, model):
 
 
 @pytest.mark.parametrize(
-    ("given", "count"), [("100KB", 100_000), ("1.5 MB", 1_500_000), ("2KiB", 2048), ("12b", 12), (7.9, 7), ("64", 64)]
+    ("given", "count"),
+    [("100KB", 100_000), ("1.5 MB", 1_500_000), ("2KiB", 2048), ("12b", 12), (7.9, 7), ("64", 64), ("20 %", "20%")],
 )
 def test_budgets_may_have_units(given, count):
     assert automatic.bytes_of(given) == count
