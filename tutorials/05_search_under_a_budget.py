@@ -204,6 +204,7 @@ compressed = keras_kd.compress(
     budget=BUDGET,
     validation_data=(choose_x, choose_y),
     max_trials=0 if FAST else 1,
+    max_minutes=1e-3 if FAST else None,
     epochs=EPOCHS,
     folder=folder / "small",
     verbose=0,

@@ -232,7 +232,8 @@ class Pruning(KeepSparsity):
             if not isinstance(schedule, schedules.PolynomialDecay):
                 continue
             if schedule.end_step <= planned:
-                _warn_of_frequency(schedule)
+                if done < schedule.end_step:  # past it, all is done at once
+                    _warn_of_frequency(schedule)
                 continue
             warnings.warn(
                 f"The pruning schedule ends at optimizer step {schedule.end_step}, and this fit at step {planned} ({done} done + "

@@ -482,7 +482,7 @@ def test_passes_with_gradients_hold_few_samples_and_sum_up_to_the_same(criterion
 
 
 def test_a_budget_of_time_that_no_model_can_be_made_for_is_told_as_that(monkeypatch):
-    monkeypatch.setattr("keras_kd.export.to_litert", lambda *_: None)
+    monkeypatch.setattr("keras_kd.export.to_litert", lambda *_, **__: None)
     with pytest.raises(ValueError, match="The budget cannot be met by removing channels"):
         prune(network(), latency=0.5, min_channels=100, criterion="magnitude", verbose=0)
 
