@@ -132,7 +132,7 @@ def test_an_interruption_loses_the_running_trial_alone(done, model, monkeypatch,
 
 
 def test_a_share_of_the_float_file_is_a_budget_and_time_that_is_over_ends_the_search_for_ways(model, monkeypatch, capsys):
-    ways = dict.fromkeys(("one", "other"), automatic.WAYS["channels"])
+    ways = dict.fromkeys(("channels", "other"), automatic.WAYS["channels"])
     monkeypatch.setattr(automatic, "WAYS", ways)
     arguments = {"validation_data": (X[:150], Y[:150]), "max_trials": 3, "max_minutes": 1e-5}
     found = keras_kd.compress(model, X, Y, budget="35%", **arguments, verbose=1)
@@ -142,7 +142,7 @@ def test_a_share_of_the_float_file_is_a_budget_and_time_that_is_over_ends_the_se
     assert not any(one.epochs for one in found.attempts)
     told = capsys.readouterr().out
     assert "other: not tried, the time is over" in told
-    assert re.search(r"one: [0-9.]+% of the work, [0-9,]+ bytes", told)
+    assert re.search(r"channels: [0-9.]+% of the work, [0-9,]+ bytes", told)
     assert "before any training" in told
 
 
