@@ -269,7 +269,9 @@ def to_onnx(
         raise RuntimeError(f'tf2onnx refuses "{model.name}". Nothing was written. It says: {error}') from error
     content = made.SerializeToString()
     progress.advance()
-    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.x64quantprecision", "1")  # without it, sums of 8 bits overflow on CPUs without VNNI
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     found = _agreement.as_floats(_run_onnx(session, list(specs), keras.tree.flatten(inputs)))
     progress.advance()
     progress.close()

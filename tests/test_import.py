@@ -42,12 +42,15 @@ def test_importing_adds_no_tf_mot_no_environment_variable_and_leaves_tf_keras_al
 def test_importing_adds_at_most_a_fifth_of_a_second_to_keras():
     script = """
         import json, time
+        begin = time.perf_counter()
         import keras
         start = time.perf_counter()
         import keras_kd
-        print(json.dumps(time.perf_counter() - start))
+        print(json.dumps([start - begin, time.perf_counter() - start]))
         """
-    assert min(run(script) for _ in range(3)) < 0.2  # the least of three: the machine may be busy
+    found = [run(script) for _ in range(3)]  # the least of three: the machine may be busy
+    of_keras, added = (min(times) for times in zip(*found, strict=True))
+    assert added < max(0.2, 0.05 * of_keras)  # or, on a slow machine, a twentieth of what Keras itself takes
 
 
 @pytest.mark.parametrize("touched", [True, False], ids=["after tf.keras was used", "as the first thing"])
