@@ -96,7 +96,7 @@ class Settings:
     epochs: int = 3
     rates: tuple[float, ...] = (5e-4, 1e-3, 2e-3)
     sizes: int = 4
-    rounds: int = 5
+    rounds: int = 3
     folder: pathlib.Path = CACHE
 
     @property
