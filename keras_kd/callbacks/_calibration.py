@@ -25,6 +25,7 @@ def batches(data: Any, count: int | None, size: int = 32) -> Iterator[Any]:
 
 
 def check_batch(batch: Any, specs: list[Any]) -> None:
+    """Raises `ValueError` if a batch has other arrays or shapes than the model takes, whose `tf.TensorSpec`s are given."""
     arrays = keras.tree.flatten(batch)
     if len(arrays) != len(specs) or not all(
         spec.shape[1:].is_compatible_with(a.shape[1:]) for a, spec in zip(arrays, specs, strict=True)

@@ -47,10 +47,12 @@ def check_plan(student: Any, plan: Plan) -> None:
 
 
 def warn_of_floats(rounding: Rounding) -> None:
+    """Names the layers that integers cannot compute, in one warning."""
     if rounding.plan.floats:
         warnings.warn(f"These stay in float: {', '.join(rounding.plan.floats)}.", stacklevel=3)
 
 
 def check_bits(name: str, bits: Any) -> None:
+    """Raises `ValueError` unless the argument of that name is a whole number from 2 to 16."""
     if isinstance(bits, bool) or not isinstance(bits, numbers.Integral) or int(bits) not in _quantizers.BITS:
         raise ValueError(f"`{name}` must be a whole number from 2 to 16. Received: {name}={bits!r}.")
