@@ -174,7 +174,7 @@ for seed in SEEDS:
             best = keras.callbacks.EarlyStopping(patience=EPOCHS, restore_best_weights=True)
             options = {"validation_data": (test_x, test_y), "validation_batch_size": 250, "callbacks": [best]}
         if way == "text and teacher":
-            data = (recording.dataset(25, shuffle=True, seed=seed),)
+            data, options = (recording.dataset(25, shuffle=True, seed=seed),), {"shuffle": False}  # it shuffles by itself
             trained = keras_kd.Distiller(recording, student, keras_kd.losses.KDLoss(1.0), student_loss_weight=0.1)
         fit(trained, 1e-2, data, EPOCHS, **options)
         students.append(student)
