@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from keras_kd import cli, demo, export, report
+import keras_kd_cli as cli
+from keras_kd import demo, export, report
 
 FASHION = "Fashion-MNIST is not in ~/.keras/datasets/fashion-mnist (.ci/run installs it)"
 

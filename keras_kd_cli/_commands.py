@@ -1,4 +1,7 @@
-"""What does each command do? Loads, calls the library, and prints."""
+"""What does each command do? Loads, calls the library, and prints.
+
+The library is imported after the files were looked at: what is wrong with their names is said at once.
+"""
 
 import argparse
 import dataclasses
@@ -8,10 +11,12 @@ import pathlib
 import runpy
 import sys
 import traceback
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from keras_kd._progress import Verbose
-from keras_kd.cli import _files
+from keras_kd_cli import _files
+
+if TYPE_CHECKING:
+    from keras_kd._progress import Verbose
 
 
 def demo(options: argparse.Namespace) -> None:
@@ -35,9 +40,9 @@ def demo(options: argparse.Namespace) -> None:
 
 def inspect(options: argparse.Namespace) -> None:
     """A profile, and with data a linear analysis."""
+    model = _files.load_model(options.model, unsafe=options.unsafe)
     from keras_kd import analysis, profile
 
-    model = _files.load_model(options.model, unsafe=options.unsafe)
     x, y = (None, None) if options.data is None else _files.load_data(options.data, model)
     verbose: Verbose = 0 if options.json else "auto"
     found = profile.profile(model, data=x, verbose=verbose)
@@ -52,8 +57,6 @@ def inspect(options: argparse.Namespace) -> None:
 
 def compare(options: argparse.Namespace) -> None:
     """A table, JSON or a page of several files."""
-    from keras_kd import report
-
     subjects: dict[str, Any] = {}
     for word in options.models:
         name, found, path = word.partition("=")
@@ -64,6 +67,8 @@ def compare(options: argparse.Namespace) -> None:
             raise ValueError(f'Every model needs a name of its own: name=path gives one. Received twice: "{name}".')
         is_file = pathlib.Path(path).suffix == ".tflite"
         subjects[name] = path if is_file else _files.load_model(path, unsafe=options.unsafe)
+    from keras_kd import report
+
     models = [one for one in subjects.values() if not isinstance(one, str)]
     x, y = _files.load_data(options.data, models[0] if models else None)
     found = report.compare(subjects, x, y, verbose=0 if options.json else "auto")
@@ -74,10 +79,10 @@ def compare(options: argparse.Namespace) -> None:
 
 def prune(options: argparse.Namespace) -> None:
     """A smaller model in a file."""
+    target = _files.target(options.out, ".keras")
+    model = _files.load_model(options.model, unsafe=options.unsafe)
     from keras_kd import surgery
 
-    model = _files.load_model(options.model, unsafe=options.unsafe)
-    target = _files.target(options.out, ".keras")
     x, y = _files.load_data(options.data, model)
     smaller, report = surgery.prune_channels(
         model,
@@ -103,14 +108,14 @@ def prune(options: argparse.Namespace) -> None:
 
 def export(options: argparse.Namespace) -> None:
     """A LiteRT file."""
-    from keras_kd import export as exporting
-
-    model = _files.load_model(options.model, unsafe=options.unsafe)
     target = _files.target(options.out, ".tflite")
-    x = None if options.data is None else _files.load_data(options.data, model)[0]
     card = _files.new_target(options.card, ".md") if options.card else None
     if options.test is not None and card is None:
         raise ValueError("--test measures what the card says. Add --card README.md, or leave out --test.")
+    model = _files.load_model(options.model, unsafe=options.unsafe)
+    from keras_kd import export as exporting
+
+    x = None if options.data is None else _files.load_data(options.data, model)[0]
     tested = None if options.test is None else _files.load_data(options.test, model)
     verbose: Verbose = 0 if options.json else "auto"
     report = exporting.to_litert(model, target, quantization=options.quantization, representative_data=x, verbose=verbose)
@@ -135,9 +140,9 @@ def _write_card(path: pathlib.Path, model: Any, exported: Any, tested: Any) -> N
 
 def compress(options: argparse.Namespace) -> None:
     """The best file within a budget."""
+    model = _files.load_model(options.model, unsafe=options.unsafe)
     from keras_kd.compression import compress as compressed
 
-    model = _files.load_model(options.model, unsafe=options.unsafe)
     x, y = _files.load_data(options.data, model)
     found = compressed(
         model,
