@@ -16,6 +16,7 @@ import tensorflow as tf
 from keras_kd import _agreement, _files, _litert, _samples
 from keras_kd._progress import Progress, Verbose
 from keras_kd.callbacks import Quantization
+from keras_kd.callbacks._kernels import sparsity_of
 from keras_kd.quantized import QuantizedModel
 from keras_kd.quantized._copying import copy_model
 from keras_kd.quantized.model import quantized_parts, trained_with_rounding
@@ -47,6 +48,7 @@ class ExportReport:
         float_difference: largest absolute difference between the file's outputs and those of the plain model that was handed over,
             as it computes in Keras: what quantising changes; None for a `QuantizedModel`.
         float_agreement: share of rows in which the largest output of these is the same; None for a `QuantizedModel`.
+        sparsity: share of zeros in the model's weights that `callbacks.Pruning` works on, in [0, 1].
     """
 
     path: pathlib.Path
@@ -63,6 +65,7 @@ class ExportReport:
     float_operators: tuple[str, ...] = ()
     float_difference: float | None = None
     float_agreement: float | None = None
+    sparsity: float = 0.0
 
     def __str__(self) -> str:
         shared = f"{self.agreement:.1%} of {self.samples:,} samples" if self.agreement < 1 else f"all {self.samples:,} samples"
@@ -70,7 +73,7 @@ class ExportReport:
         text += f"; agrees with the model on {shared}, largest difference {self.max_difference:.2g}"
         if self.float_agreement is not None and self.float_difference is not None and self.quantization != "float32":
             text += f"; with the plain model, before rounding, on {self.float_agreement:.1%}, {self.float_difference:.2g}"
-        return text
+        return text + (f"; zeros in kernels: {self.sparsity:.1%}" if self.sparsity >= 0.001 else "")
 
 
 def to_litert(
@@ -176,7 +179,9 @@ def to_litert(
     return ExportReport(
         *(path, len(content), len(gzip.compress(content, 9)), agreement.difference, agreement.same, _samples.count(inputs)),
         *(mode, is_sparse, dtypes[0], dtypes[1], operators, floats),
-        *((None, None) if to_float is None else (to_float.difference, to_float.same)),
+        float_difference=None if to_float is None else to_float.difference,
+        float_agreement=None if to_float is None else to_float.same,
+        sparsity=sparsity_of(given),
     )
 
 
@@ -286,6 +291,7 @@ def to_onnx(
         operators=operators,
         float_difference=None if to_float is None else to_float.difference,
         float_agreement=None if to_float is None else to_float.same,
+        sparsity=sparsity_of(given),
     )
 
 
@@ -448,7 +454,7 @@ def _smallest(model: keras.Model, inputs: Any, configure: Callable[[Any], None],
         )
     if sparse is not True:
         content = _litert.convert(model, inputs, configure)
-        if sparse is False or _sparsity(model) < 1 / 3 or has_nibbles:
+        if sparse is False or sparsity_of(model) < 1 / 3 or has_nibbles:
             return content, False
 
     def configure_sparse(converter: Any) -> None:
@@ -471,12 +477,6 @@ def _has_nibbles(model: keras.Model) -> bool:
     """Whether kernels have 4 bits or fewer: TensorFlow's converter ends the whole process where it is to make these sparse."""
     parts = [model] if isinstance(model, QuantizedModel) else quantized_parts(model)
     return any(bits <= 4 for part in parts for bits in part.plan.bits.values())
-
-
-def _sparsity(model: keras.Model) -> float:
-    """Share of zeros in weights of two axes and more."""
-    kernels = [np.asarray(weight) for weight in model.get_weights() if weight.ndim > 1]
-    return sum(int(np.sum(kernel == 0)) for kernel in kernels) / max(sum(kernel.size for kernel in kernels), 1)
 
 
 def _positional(function: Any, specs: dict[str, Any]) -> Any:

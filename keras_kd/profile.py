@@ -18,6 +18,7 @@ import tensorflow as tf
 from keras_kd import _calls, _litert, _macs, _taps
 from keras_kd._outputs import shapes_agree
 from keras_kd._progress import Progress, Verbose
+from keras_kd.callbacks._kernels import sparsity_of
 from keras_kd.export import open_litert
 
 _TURN = 10  # inferences of one file before it is the next one's turn
@@ -88,6 +89,8 @@ class Profile:
         size: bytes of the file.
         gzip_size: bytes of the file after gzip.
         latency: of the file in the LiteRT interpreter, for one sample, or one batch of a file with a batch size of its own.
+        sparsity: share of zeros in the model's weights that `callbacks.Pruning` works on, in [0, 1]: kernels and embeddings, where
+            the non-zero `nonzero_parameters` count biases and statistics, too.
     """
 
     parameters: int
@@ -100,6 +103,7 @@ class Profile:
     size: int | None = None
     gzip_size: int | None = None
     latency: Latency | None = None
+    sparsity: float = 0.0
 
     def as_dict(self) -> dict[str, Any]:
         """Everything in types that JSON knows."""
@@ -127,6 +131,8 @@ class Profile:
         )
         with console.capture() as captured:
             console.print(made)
+            if self.sparsity >= 0.001:
+                console.print(f"Zeros in kernels: {self.sparsity:.1%}")
             for name, latency in (("Keras", self.keras_latency), ("LiteRT", self.latency)):
                 if latency is not None:
                     spread = f"{latency.low:.3f} to {latency.high:.3f}"
@@ -195,10 +201,10 @@ def profile(
     macs = sum(cost.macs or 0 for cost in costs)
     numbers = (model.count_params(), nonzero, macs, uncounted, peak, layers, keras_latency)
     if path is None:
-        return Profile(*numbers)
+        return Profile(*numbers, sparsity=sparsity_of(model))
     content = pathlib.Path(path).read_bytes()
     latency = measure_latency(content, data=sample, threads=threads, runs=runs, verbose=verbose)
-    return Profile(*numbers, len(content), len(gzip.compress(content, 9)), latency)
+    return Profile(*numbers, len(content), len(gzip.compress(content, 9)), latency, sparsity_of(model))
 
 
 def layer_profiles(model: keras.Model, data: Any = None) -> tuple[LayerProfile, ...]:

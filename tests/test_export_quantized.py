@@ -236,12 +236,18 @@ def test_zeros_make_a_float_file_smaller_and_are_counted(tmp_path):
     model = image_net(layers.Dense(200), layers.Dense(200), shape=(40,))
     model.compile("adam", LOSS)
     x = RNG.normal(size=(64, 40)).astype("float32")
-    model.fit(x, np.arange(64) % 4, verbose=0, callbacks=[callbacks.Pruning(0.9)])
+    logged = model.fit(x, np.arange(64) % 4, verbose=0, callbacks=[callbacks.Pruning(0.9)]).history["sparsity"][-1]
     dense = export.to_litert(model, tmp_path / "d.tflite", sparse=False)
     auto = export.to_litert(model, tmp_path / "s.tflite", check_data=x)
     assert (dense.sparse, auto.sparse) == (False, True)
     assert auto.size < 0.6 * dense.size
     assert auto.agreement == 1.0
+    assert auto.sparsity == dense.sparsity == logged == pytest.approx(0.9, abs=0.01)
+    assert str(dense).endswith(f"; zeros in kernels: {logged:.1%}")
+    quantized = callbacks.Quantization(calibration_data=x).quantize(model)
+    assert export.to_litert(quantized, tmp_path / "q.tflite", check_data=x).sparsity == logged
+    never_pruned = export.to_litert(image_net(layers.Dense(200), shape=(40,)), tmp_path / "f.tflite")
+    assert (never_pruned.sparsity, "zeros" in str(never_pruned)) == (0.0, False)
 
 
 def test_layers_that_stay_in_float_are_allowed_by_auto_and_refused_by_int8(tmp_path):

@@ -463,3 +463,23 @@ def test_a_subclassed_model_of_several_inputs_is_measured_on_data():
 def test_bad_arguments_are_named(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_zeros_are_counted_in_the_weights_that_pruning_works_on(tmp_path):
+    model = sequential((12,), layers.Dense(16), layers.BatchNormalization(), layers.Dense(3))
+    model.compile("sgd", "mse")
+    logged = model.fit(np.ones((8, 12)), np.ones((8, 3)), verbose=0, callbacks=[keras_kd.callbacks.Pruning(0.5)]).history
+    model.trainable = False  # frozen, as a teacher is: its zeros are there all the same
+    model.save(tmp_path / "model.keras")
+    for each in (model, keras.saving.load_model(tmp_path / "model.keras"), keras.Sequential([keras.Input((12,)), model])):
+        found = profile.profile(each, runs=1, verbose=0)
+        assert found.sparsity == found.as_dict()["sparsity"] == logged["sparsity"][-1] == 0.5
+        assert "Zeros in kernels: 50.0%" in str(found)
+
+
+def test_biases_that_are_0_are_no_sparsity():
+    found = profile.profile(sequential((4,), layers.Dense(3), layers.BatchNormalization()), runs=1, verbose=0)
+    assert found.nonzero_parameters < found.parameters
+    assert found.sparsity == 0.0
+    assert "Zeros" not in str(found)
+    assert profile.profile(sequential((4,), layers.ReLU()), runs=1, verbose=0).sparsity == 0.0

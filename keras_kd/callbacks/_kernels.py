@@ -1,10 +1,11 @@
-"""Which weights does a callback work on? Finds the kernels of a model's layers, and those that a user's `layers=` chooses."""
+"""Which weights does a callback work on? Finds the kernels of a model's layers, those that `layers=` chooses, and their zeros."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import keras
+import numpy as np
 
 from keras_kd import _taps
 
@@ -40,6 +41,24 @@ def find_kernels(model: keras.Model) -> list[Kernel]:
                 found.setdefault(id(variable), Kernel(path, layer, variable))
     trained = {id(variable) for variable in model.trainable_variables}
     return [kernel for identity, kernel in found.items() if identity in trained]
+
+
+def count_zeros(kernels: Iterable[Kernel]) -> tuple[int, int]:
+    """How many weights of kernels are 0, and how many there are."""
+    arrays = [keras.ops.convert_to_numpy(kernel.variable) for kernel in kernels]
+    return sum(array.size - int(np.count_nonzero(array)) for array in arrays), sum(array.size for array in arrays)
+
+
+def sparsity_of(model: keras.Model) -> float:
+    """The share of zeros in all weights that pruning can touch, trainable at the moment or not, in [0, 1]; 0.0 without any."""
+    kernels = {
+        id(variable): Kernel(path, layer, variable)
+        for path, layer in _taps.find_layers(model).items()
+        for variable in layer._trainable_variables + layer._non_trainable_variables
+        if variable.name in _NAMES
+    }
+    zeros, size = count_zeros(kernels.values())
+    return zeros / size if size else 0.0
 
 
 def choose_kernels(model: keras.Model, layers: Any) -> list[Kernel]:

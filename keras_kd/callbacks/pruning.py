@@ -6,12 +6,11 @@ from numbers import Real
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from keras_kd import schedules
 from keras_kd.callbacks import _masks
-from keras_kd.callbacks._kernels import Kernel, choose_kernels
+from keras_kd.callbacks._kernels import Kernel, choose_kernels, count_zeros
 from keras_kd.callbacks._masking import Group, clear_stale
 
 _NEAR = 0.005  # of the last update to the sparsity that a schedule ends at
@@ -99,9 +98,9 @@ class KeepSparsity(keras.callbacks.Callback):
         """The share of zeros in all chosen kernels, and in each layer's."""
         counts: dict[str, list[int]] = {}
         for kernel in [kernel for group in self._groups for kernel in group.kernels]:
-            values = keras.ops.convert_to_numpy(kernel.variable)
-            zeros, size = counts.get(kernel.path, (0, 0))
-            counts[kernel.path] = [zeros + int(np.count_nonzero(values == 0)), size + values.size]
+            zeros, size = count_zeros([kernel])
+            former = counts.get(kernel.path, (0, 0))
+            counts[kernel.path] = [former[0] + zeros, former[1] + size]
         totals = [sum(column) for column in zip(*counts.values(), strict=True)]
         layers = {f"{path}_sparsity": zeros / size for path, (zeros, size) in counts.items()}
         return {"sparsity": totals[0] / totals[1]} | layers
