@@ -9,7 +9,9 @@ that they do the same; while one is timed the other waits. Rounds are short and 
 that begins changes. New pairs of processes are started --pairs times: a process can be lucky for as long as it lives.
 
 The exit code is 1 where a benchmark is slower: the median of the ratios above --limit, and the whole 95 % interval of this median
-above 1. What a revision cannot run is named, and compared with nothing. HEAD against HEAD shows how noisy the machine is.
+above 1, of 6 rounds or more: fewer are all on one side too often by chance. It is 2 where nothing could be compared: there is no
+such revision, or a process died. What a revision cannot run is named, and compared with nothing. HEAD against HEAD shows how noisy
+the machine is.
 """
 
 import argparse
@@ -30,6 +32,7 @@ from typing import Any
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 WARM_UP = 5  # steps before anything is timed; one call of a function
 SAMPLES = 640
+ENOUGH = 6  # rounds: 5 of 5 are slower by chance in 3 % of cases
 SLOW = {"linear_analysis": 3, "prune_channels": 3}  # so many times fewer rounds, of one call
 
 
@@ -190,12 +193,16 @@ class Worker:
         self.process = subprocess.Popen(words, cwd=root, env=environment, text=True, bufsize=1, **pipes)  # type: ignore[call-overload]
 
     def ask(self, word: str) -> dict[str, Any]:
-        """Says a word and waits for the answer.
+        """Says a word and waits for the answer."""
+        self.tell(word)
+        return self.hear()
+
+    def hear(self) -> dict[str, Any]:
+        """Waits for an answer.
 
         Raises:
             RuntimeError: if the process ended.
         """
-        self.tell(word)
         if line := self.process.stdout.readline():
             answer: dict[str, Any] = json.loads(line)
             return answer
@@ -226,7 +233,7 @@ def checked_out(revisions: Sequence[str]) -> Iterator[list[pathlib.Path]]:
     def git(*words: str) -> str:
         done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=False)
         if done.returncode:
-            raise ValueError(f"git {' '.join(words)}: {done.stderr.strip()}")
+            raise ValueError(f"git {' '.join(words)}: {done.stderr.strip()}")  # such as: a revision that is not there
         return done.stdout.strip()
 
     with tempfile.TemporaryDirectory() as folder:
@@ -236,7 +243,7 @@ def checked_out(revisions: Sequence[str]) -> Iterator[list[pathlib.Path]]:
                 if revision == ".":
                     roots.append(ROOT)
                     continue
-                commit = git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
+                commit = git("rev-parse", "--verify", "--end-of-options", f"{revision}^{{commit}}")
                 roots.append(pathlib.Path(folder) / str(number))
                 git("worktree", "add", "--detach", "--force", str(roots[-1]), commit)
             yield roots
@@ -265,7 +272,9 @@ def compare(roots: Sequence[pathlib.Path], names: Sequence[str], options: argpar
 
 def measure(workers: Sequence[Worker], name: str, rounds: int) -> list[list[float]] | str:
     """Rounds in turn."""
-    answers = [worker.ask(name) for worker in workers]
+    for worker in workers:  # both get ready at the same time
+        worker.tell(name)
+    answers = [worker.hear() for worker in workers]
     errors = [f"{which} revision: {a['error']}" for which, a in zip(("old", "new"), answers, strict=True) if "error" in a]
     times: list[list[float]] = []
     for number in range(0 if errors else rounds):
@@ -293,14 +302,16 @@ def summary(times: Sequence[Sequence[float]]) -> dict[str, float]:
     names = ("ratio", "low", "high", "quartile_1", "quartile_3")
     numbers = (np.median(ratios), *np.percentile(medians, (2.5, 97.5)), *np.percentile(ratios, (25, 75)))
     found = {name: float(value) for name, value in zip(names, numbers, strict=True)}
-    return found | {
-        name: 1e3 * statistics.median(one) for name, one in zip(("old_ms", "new_ms"), zip(*times, strict=True), strict=True)
-    }
+    return (
+        found
+        | {"rounds": len(ratios)}
+        | {name: 1e3 * statistics.median(one) for name, one in zip(("old_ms", "new_ms"), zip(*times, strict=True), strict=True)}
+    )
 
 
 def is_slower(found: dict[str, float], limit: float) -> bool:
     """Whether it is surely slower, and by more than the limit."""
-    return found["ratio"] > limit and found["low"] > 1
+    return found["rounds"] >= ENOUGH and found["ratio"] > limit and found["low"] > 1
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -329,8 +340,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         work(options.worker, options.script, options.steps)
         return 0
     names = list(options.only) if options.script is None else [options.script.stem]
-    with checked_out([options.old, options.new]) as roots:
-        found = compare(roots, names, options)
+    try:
+        with checked_out([options.old, options.new]) as roots:
+            found = compare(roots, names, options)
+    except (ValueError, RuntimeError) as error:
+        print(f"compare_commits.py: {error}", file=sys.stderr)
+        return 2
     numbers = {name: times if isinstance(times, str) else summary(times) for name, times in found.items()}
     if options.json:
         print(json.dumps(numbers, indent=1))
@@ -339,7 +354,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{name:<16} not compared: {one}")
             continue
         spread = f"{one['low']:.3f} to {one['high']:.3f}; half of the rounds {one['quartile_1']:.3f} to {one['quartile_3']:.3f}"
-        told = "  SLOWER" if is_slower(one, options.limit) else ""
+        told = f"; {one['rounds']} rounds are too few to tell" if one["rounds"] < ENOUGH else ""
+        told += "  SLOWER" if is_slower(one, options.limit) else ""
         print(f"{name:<16} new/old {one['ratio']:.3f} ({spread}); {one['old_ms']:.1f} -> {one['new_ms']:.1f} ms a round{told}")
     return int(any(not isinstance(one, str) and is_slower(one, options.limit) for one in numbers.values()))
 
