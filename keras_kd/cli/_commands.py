@@ -119,10 +119,8 @@ def export(options: argparse.Namespace) -> None:
     if options.json:
         _print_json({**dataclasses.asdict(report), "path": str(report.path)})
         return
-    print(
-        f"{report.path}: {report.quantization}, {report.size:,} bytes ({report.gzip_size:,} after gzip); {report.agreement:.1%} of "
-        f"{report.samples:,} samples agree with the model, largest difference {report.max_difference:.2g}"
-    )
+    print(report)
+    print(f"written: {target}")
 
 
 def _write_card(path: pathlib.Path, model: Any, exported: Any, tested: Any) -> None:
