@@ -188,6 +188,24 @@ def test_search_runs_a_script_alone_or_as_the_chief(script, capsys):
     assert json.loads(noted) == ["__main__", [], 7, ["chief", "127.0.0.1", str(port)]]
 
 
+@pytest.mark.parametrize(
+    ("words", "given"),
+    [
+        (["--timeout", "5"], ["--timeout", "5"]),
+        (["--address", "here", "--epochs", "3"], None),
+    ],
+)
+def test_a_script_may_have_options_of_the_same_names(words, given, script, capsys):
+    failed = cli.main(["search", str(script), *words])
+    captured = capsys.readouterr()
+    if given is None:
+        assert failed
+        assert "Received: --address behind" in captured.err
+        assert "python " in captured.err
+    else:
+        assert json.loads(captured.out)[1] == given
+
+
 def test_a_worker_whose_chief_does_not_answer_ends_before_its_script_begins(script, capsys):
     began = time.monotonic()
     address = f"127.0.0.1:{free_port()}"

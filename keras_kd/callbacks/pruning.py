@@ -296,9 +296,14 @@ def _warn_of_frequency(schedule: Any) -> None:
         warnings.warn(
             f"The pruning schedule updates the masks every {schedule.frequency} steps from step {begin} to {schedule.end_step}: "
             f"the last update, at step {last}, asks for a sparsity of {reached:.3f}, not {schedule.final_sparsity}. Set "
-            f"frequency={max(length // 20, 1)}, for 20 updates.",
+            f"frequency={_divisor(length)}: the last update is at step {schedule.end_step} then.",
             stacklevel=3,
         )
+
+
+def _divisor(length: int) -> int:
+    """The largest frequency that ends where the schedule does, and updates 20 times or more if it is long enough."""
+    return next(number for number in range(max(length // 20, 1), 0, -1) if length % number == 0)
 
 
 def _schedule(given: Any) -> Any:

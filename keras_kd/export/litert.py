@@ -95,25 +95,25 @@ def to_litert(
         inputs = _samples.check_inputs(model, check_data, "check_data")
     else:
         inputs = data if real else _samples.random_inputs(model)
-    progress = Progress(4, what="steps", title="LiteRT", verbose=verbose)
-    in_float = _agreement.outputs_of(model, inputs, name)  # before all that takes time: it may not take these inputs
-    progress.advance()
-    model, mode, measured, after_training = prepared(model, quantization, data)
-    progress.advance()
-    if io_dtype != "float32" and mode not in ("int8", "int4"):
-        raise ValueError(
-            f'`io_dtype` must be "float32" for a file of floats. Received: io_dtype="{io_dtype}", quantization="{mode}".'
-        )
-    model = in_float32(model)
-    expected = in_float if model is given else _agreement.outputs_of(model, inputs, name)
-    content, is_sparse = _smallest(model, inputs, _options(mode, measured, io_dtype, _samples.fixed_batch_size(model) or 1), sparse)
-    progress.advance()
-    operators, floats = _litert.operators(content, keras.tree.flatten(inputs))
-    _check_integers(quantization, mode, operators, floats)
-    tolerance = _TOLERANCES["int8 after training" if measured is not None else mode] if tolerance is None else tolerance
-    found = _agreement.as_floats(run_litert(content, inputs))
-    progress.advance()
-    progress.close()
+    with Progress(4, what="steps", title="LiteRT", verbose=verbose) as progress:
+        in_float = _agreement.outputs_of(model, inputs, name)  # before all that takes time: it may not take these inputs
+        progress.advance()
+        model, mode, measured, after_training = prepared(model, quantization, data)
+        progress.advance()
+        if io_dtype != "float32" and mode not in ("int8", "int4"):
+            raise ValueError(
+                f'`io_dtype` must be "float32" for a file of floats. Received: io_dtype="{io_dtype}", quantization="{mode}".'
+            )
+        model = in_float32(model)
+        expected = in_float if model is given else _agreement.outputs_of(model, inputs, name)
+        configure = _options(mode, measured, io_dtype, _samples.fixed_batch_size(model) or 1)
+        content, is_sparse = _smallest(model, inputs, configure, sparse)
+        progress.advance()
+        operators, floats = _litert.operators(content, keras.tree.flatten(inputs))
+        _check_integers(quantization, mode, operators, floats)
+        tolerance = _TOLERANCES["int8 after training" if measured is not None else mode] if tolerance is None else tolerance
+        found = _agreement.as_floats(run_litert(content, inputs))
+        progress.advance()
     agreement = _agreement.check_close(expected, found, tolerance, name, _litert.output_ranges(content))
     to_float = None if isinstance(given, QuantizedModel) else _agreement.compare(in_float, found)
     if real and mode in ("int8", "int4"):
@@ -123,9 +123,21 @@ def to_litert(
     opened = open_litert(content)
     dtypes = [tuple(np.dtype(d["dtype"]).name for d in ds) for ds in (opened.get_input_details(), opened.get_output_details())]
     return ExportReport(
-        *(path, len(content), len(gzip.compress(content, 9)), agreement.difference, agreement.same, _samples.count(inputs)),
-        *(mode, is_sparse, dtypes[0], dtypes[1], operators, floats),
-        *((None, None) if to_float is None else (to_float.difference, to_float.same)),
+        path=path,
+        size=len(content),
+        gzip_size=len(gzip.compress(content, 9)),
+        max_difference=agreement.difference,
+        agreement=agreement.same,
+        samples=_samples.count(inputs),
+        quantization=mode,
+        sparse=is_sparse,
+        input_dtypes=dtypes[0],
+        output_dtypes=dtypes[1],
+        operators=operators,
+        float_operators=floats,
+        float_difference=None if to_float is None else to_float.difference,
+        float_agreement=None if to_float is None else to_float.same,
+        sha256=_files.digest(content),
     )
 
 

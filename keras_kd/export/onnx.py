@@ -62,26 +62,26 @@ def to_onnx(
         raise ValueError(f"`opset` must be a whole number of 7 or more. Received: opset={opset!r}.")
     name = "random inputs" if check_data is None else "`check_data`"
     inputs = _samples.random_inputs(given) if check_data is None else _samples.check_inputs(given, check_data, "check_data")
-    progress = Progress(3, what="steps", title="ONNX", verbose=verbose)
-    in_float = _agreement.outputs_of(given, inputs, name)
-    progress.advance()
-    model = in_float32(given)
-    expected = in_float if model is given else _agreement.outputs_of(model, inputs, name)
-    function, specs = _litert.serving_function(model, inputs, _samples.fixed_batch_size(model))
-    signature = list(specs.values())
-    try:
-        with _litert.quiet_tensorflow():
-            made, _ = tf2onnx.convert.from_function(_positional(function, specs), input_signature=signature, opset=int(opset))
-    except Exception as error:
-        raise RuntimeError(f'tf2onnx refuses "{model.name}". Nothing was written. It says: {error}') from error
-    content = made.SerializeToString()
-    progress.advance()
-    options = onnxruntime.SessionOptions()
-    options.add_session_config_entry("session.x64quantprecision", "1")  # without it, sums of 8 bits overflow on CPUs without VNNI
-    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    found = _agreement.as_floats(_run_onnx(session, list(specs), keras.tree.flatten(inputs)))
-    progress.advance()
-    progress.close()
+    with Progress(3, what="steps", title="ONNX", verbose=verbose) as progress:
+        in_float = _agreement.outputs_of(given, inputs, name)
+        progress.advance()
+        model = in_float32(given)
+        expected = in_float if model is given else _agreement.outputs_of(model, inputs, name)
+        function, specs = _litert.serving_function(model, inputs, _samples.fixed_batch_size(model))
+        signature = list(specs.values())
+        try:
+            with _litert.quiet_tensorflow():
+                made, _ = tf2onnx.convert.from_function(_positional(function, specs), input_signature=signature, opset=int(opset))
+        except Exception as error:
+            raise RuntimeError(f'tf2onnx refuses "{model.name}". Nothing was written. It says: {error}') from error
+        content = made.SerializeToString()
+        progress.advance()
+        options = onnxruntime.SessionOptions()
+        # Without this, sums of 8 bits overflow on CPUs without VNNI.
+        options.add_session_config_entry("session.x64quantprecision", "1")
+        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        found = _agreement.as_floats(_run_onnx(session, list(specs), keras.tree.flatten(inputs)))
+        progress.advance()
     agreement = _agreement.check_close(expected, found, tolerance, name)
     to_float = None if isinstance(given, QuantizedModel) else _agreement.compare(in_float, found)
     _files.write_atomically(path, content)
@@ -89,10 +89,17 @@ def to_onnx(
     for node in made.graph.node:
         operators[node.op_type] = operators.get(node.op_type, 0) + 1
     return ExportReport(
-        *(path, len(content), len(gzip.compress(content, 9)), agreement.difference, agreement.same, _samples.count(inputs), "onnx"),
+        path=path,
+        size=len(content),
+        gzip_size=len(gzip.compress(content, 9)),
+        max_difference=agreement.difference,
+        agreement=agreement.same,
+        samples=_samples.count(inputs),
+        quantization="onnx",
         operators=operators,
         float_difference=None if to_float is None else to_float.difference,
         float_agreement=None if to_float is None else to_float.same,
+        sha256=_files.digest(content),
     )
 
 

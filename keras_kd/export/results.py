@@ -26,6 +26,7 @@ class ExportReport:
         float_difference: largest absolute difference between the file's outputs and those of the plain model that was handed over,
             as it computes in Keras: what quantising changes; None for a `QuantizedModel`.
         float_agreement: share of rows in which the largest output of these is the same; None for a `QuantizedModel`.
+        sha256: digest of the file's content.
     """
 
     path: pathlib.Path
@@ -42,11 +43,12 @@ class ExportReport:
     float_operators: tuple[str, ...] = ()
     float_difference: float | None = None
     float_agreement: float | None = None
+    sha256: str = ""
 
     def __str__(self) -> str:
         shared = f"{self.agreement:.1%} of {self.samples:,} samples" if self.agreement < 1 else f"all {self.samples:,} samples"
         text = f"{self.path.name}: {self.quantization}, {self.size:,} bytes ({self.gzip_size:,} after gzip)"
         text += f"; agrees with the model on {shared}, largest difference {self.max_difference:.2g}"
-        if self.float_agreement is not None and self.float_difference is not None and self.quantization != "float32":
+        if self.float_agreement is not None and self.float_difference is not None and self.quantization not in ("float32", "onnx"):
             text += f"; with the plain model, before rounding, on {self.float_agreement:.1%}, {self.float_difference:.2g}"
         return text

@@ -1,5 +1,6 @@
 """Pruning: TF-MOT's masks, zeros after every step however it runs, no trace afterwards, errors that help."""
 
+import re
 import shutil
 import warnings
 
@@ -451,6 +452,22 @@ def test_a_schedule_whose_last_update_is_early_is_said():
     with pytest.warns(UserWarning, match=rf"the last update, at step 12, asks for a sparsity of {reached:.3f}, not 0.75"):
         model.fit(X, Y, batch_size=4, epochs=2, verbose=0, callbacks=[callbacks.Pruning(schedule)])
     assert zeros(model.layers[0].kernel) == pytest.approx(reached, abs=0.01)
+
+
+@pytest.mark.parametrize("length", [14, 97, 395, 1000])
+def test_the_frequency_that_the_warning_names_ends_it(length):
+    def warned(frequency):
+        model = net()
+        model.compile("sgd", LOSS)
+        schedule = schedules.PolynomialDecay(0.0, 0.8, 0, length, power=1, frequency=frequency)
+        pruning = callbacks.Pruning(schedule)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            model.fit(X, Y, batch_size=1, epochs=length // len(X) + 1, verbose=0, callbacks=[pruning])
+        return [str(one.message) for one in caught if "The pruning schedule updates" in str(one.message)]
+
+    (text,) = warned(length - 1 - length // 3)
+    assert warned(int(re.search(r"frequency=(\d+)", text)[1])) == []
 
 
 # What a review found
