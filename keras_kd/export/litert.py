@@ -1,6 +1,5 @@
 """How does a model leave Keras for LiteRT, and does the file say the same? Runs each file before it is written."""
 
-import gzip
 import math
 import os
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from keras_kd import _agreement, _files, _litert, _samples
 from keras_kd._progress import Progress, Verbose
 from keras_kd.export._arguments import check_choice, check_number, checked_model, in_float32
 from keras_kd.export._integers import has_nibbles, prepared
-from keras_kd.export.results import ExportReport
+from keras_kd.export.results import ExportReport, report_of
 from keras_kd.quantized import QuantizedModel
 
 _MODES = ("auto", "float32", "float16", "dynamic", "int8", "int4")
@@ -122,22 +121,14 @@ def to_litert(
     _files.write_atomically(path, content)
     opened = open_litert(content)
     dtypes = [tuple(np.dtype(d["dtype"]).name for d in ds) for ds in (opened.get_input_details(), opened.get_output_details())]
-    return ExportReport(
-        path=path,
-        size=len(content),
-        gzip_size=len(gzip.compress(content, 9)),
-        max_difference=agreement.difference,
-        agreement=agreement.same,
-        samples=_samples.count(inputs),
+    return report_of(
+        *(path, content, agreement, to_float, _samples.count(inputs)),
         quantization=mode,
         sparse=is_sparse,
         input_dtypes=dtypes[0],
         output_dtypes=dtypes[1],
         operators=operators,
         float_operators=floats,
-        float_difference=None if to_float is None else to_float.difference,
-        float_agreement=None if to_float is None else to_float.same,
-        sha256=_files.digest(content),
     )
 
 

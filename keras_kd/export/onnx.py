@@ -1,6 +1,5 @@
 """How does a model leave Keras for the runtimes of ONNX, and does the file say the same?"""
 
-import gzip
 import math
 import numbers
 import os
@@ -13,7 +12,7 @@ import tensorflow as tf
 from keras_kd import _agreement, _files, _litert, _samples
 from keras_kd._progress import Progress, Verbose
 from keras_kd.export._arguments import check_number, checked_model, in_float32
-from keras_kd.export.results import ExportReport
+from keras_kd.export.results import ExportReport, report_of
 from keras_kd.quantized import QuantizedModel
 
 
@@ -88,18 +87,10 @@ def to_onnx(
     operators: dict[str, int] = {}
     for node in made.graph.node:
         operators[node.op_type] = operators.get(node.op_type, 0) + 1
-    return ExportReport(
-        path=path,
-        size=len(content),
-        gzip_size=len(gzip.compress(content, 9)),
-        max_difference=agreement.difference,
-        agreement=agreement.same,
-        samples=_samples.count(inputs),
+    return report_of(
+        *(path, content, agreement, to_float, _samples.count(inputs)),
         quantization="onnx",
         operators=operators,
-        float_difference=None if to_float is None else to_float.difference,
-        float_agreement=None if to_float is None else to_float.same,
-        sha256=_files.digest(content),
     )
 
 

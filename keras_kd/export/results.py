@@ -1,7 +1,12 @@
 """What was written, and how far is it from the model?"""
 
 import dataclasses
+import gzip
 import pathlib
+from typing import Any
+
+from keras_kd import _files
+from keras_kd._agreement import Agreement
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,3 +57,30 @@ class ExportReport:
         if self.float_agreement is not None and self.float_difference is not None and self.quantization not in ("float32", "onnx"):
             text += f"; with the plain model, before rounding, on {self.float_agreement:.1%}, {self.float_difference:.2g}"
         return text
+
+
+def report_of(
+    path: pathlib.Path, content: bytes, agreement: Agreement, to_float: Agreement | None, samples: int, **facts: Any
+) -> ExportReport:
+    """The report of a file.
+
+    Args:
+        path: where it is.
+        content: of it.
+        agreement: with the model it was made of.
+        to_float: with the plain model.
+        samples: how many were compared.
+        **facts: other attributes.
+    """
+    return ExportReport(
+        path=path,
+        size=len(content),
+        gzip_size=len(gzip.compress(content, 9)),
+        max_difference=agreement.difference,
+        agreement=agreement.same,
+        samples=samples,
+        float_difference=None if to_float is None else to_float.difference,
+        float_agreement=None if to_float is None else to_float.same,
+        sha256=_files.digest(content),
+        **facts,
+    )
