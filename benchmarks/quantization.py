@@ -343,7 +343,8 @@ def keras_record(student: Any, test: tuple[Any, Any], folder: pathlib.Path) -> d
         quantized.export(folder / "int8.tflite", format="litert", verbose=False)
         error = None
     except Exception as refused:  # TensorFlow's converter has classes of its own
-        error = str(re.findall(r"'tfl\.[^\n]*", str(refused))[0])
+        text = str(refused)
+        error = str((re.findall(r"'tfl\.[^\n]*", text) or text.splitlines() or [repr(refused)])[0])
     classes = [classes_of_model(model, test[0]) for model in (student, quantized)]
     return {
         "float_accuracy": float(np.mean(classes[0] == test[1])),

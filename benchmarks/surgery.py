@@ -120,11 +120,11 @@ class Store:
     """Results of runs, written after each.
 
     Args:
-        name: of the file.
+        name: of the file in the cache, or its path without `.json`.
         known: results of earlier runs, where the file is not there.
     """
 
-    def __init__(self, name: str, known: dict[str, Any] | None = None) -> None:
+    def __init__(self, name: str | pathlib.Path, known: dict[str, Any] | None = None) -> None:
         self.path = CACHE / f"{name}.json"
         self.found: dict[str, Any] = json.loads(self.path.read_text()) if self.path.exists() else dict(known or {})
 

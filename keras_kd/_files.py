@@ -1,10 +1,16 @@
 """How does a file appear whole or not at all? Checks where it is to be before the work, and moves it there after it."""
 
 import contextlib
+import hashlib
 import os
 import pathlib
 import uuid
 from typing import Any
+
+
+def digest(content: bytes) -> str:
+    """What tells a content from any other: its SHA-256, in hexadecimal digits."""
+    return hashlib.sha256(content).hexdigest()
 
 
 def checked_path(path: Any) -> pathlib.Path:

@@ -280,7 +280,9 @@ def borders(content: bytes) -> tuple[list[Border], list[Border]]:
         found = []
         for name, detail in in_order(details, what).items():
             index = detail["index"]
-            outside, inside = tensors[index], tensors[behind.get(index, index)]
+            outside = tensors[index]
+            is_float = np.dtype(outside["dtype"]).kind == "f"  # integers at the border have a scale of their own
+            inside = tensors[behind.get(index, index)] if is_float else outside
             scale, zero = inside["quantization"]
             shape = tuple(int(length) for length in outside["shape_signature"])
             found.append(Border(name, shape, _dtype(outside), _dtype(inside), float(scale), int(zero)))

@@ -19,7 +19,8 @@ _PASSES_ON = (
     "UpSampling1D", "UpSampling2D", "UpSampling3D",
 )  # fmt: skip
 # Those that give logits whatever they get (a kernel does so too), and those that give logits from logits.
-_MAKES_LOGITS = ("BatchNormalization", "LayerNormalization", "GroupNormalization", "MultiHeadAttention", "LogSoftmax")
+_NORMALIZES = ("BatchNormalization", "LayerNormalization", "GroupNormalization", "LogSoftmax")
+_MAKES_LOGITS = (*_NORMALIZES, "MultiHeadAttention")
 _COMBINES = ("Add", "Subtract", "Multiply", "Divide", "Maximum", "Minimum", "Concatenate", "Rescaling", "TrueDivide",
              "AveragePooling1D", "AveragePooling2D", "GlobalMaxPooling1D", "GlobalMaxPooling2D", "MaxPooling2D")  # fmt: skip
 # Activations whose outputs are no probabilities.
@@ -41,14 +42,9 @@ def output_kinds(model: Any) -> list[str | None]:
 
 
 def _kind_of_tensor(tensor: Any) -> str | None:
-    operation, node_index, tensor_index = tensor._keras_history
-    while isinstance(operation, keras.layers.Wrapper):
-        operation, node_index = operation.layer, 0
-    if isinstance(operation, keras.layers.InputLayer):
+    operation, node_index = _producer(tensor)
+    if isinstance(operation, (keras.layers.InputLayer, keras.Model)):
         return None
-    if isinstance(operation, keras.Model):
-        inner = getattr(operation, "outputs", None)
-        return _kind_of_tensor(inner[tensor_index]) if inner else None
     name = type(operation).__name__
     if name == "Softmax":
         return SOFTMAX if operation.axis in (-1, (-1,), [-1], len(tensor.shape) - 1) else None
@@ -64,6 +60,54 @@ def _kind_of_tensor(tensor: Any) -> str | None:
     if is_keras and len(parents) == 1 and (name in _PASSES_ON or identity or (name in _COMBINES and parents == {LOGITS})):
         return parents.pop()
     return None  # custom code, or arithmetic that may have made probabilities
+
+
+def _producer(tensor: Any) -> tuple[Any, int]:
+    """The operation that made a tensor, inside wrappers and inner models, and which of its nodes."""
+    operation, node_index, tensor_index = tensor._keras_history
+    while isinstance(operation, keras.layers.Wrapper):
+        operation, node_index = operation.layer, 0
+    inner = getattr(operation, "outputs", None) if isinstance(operation, keras.Model) else None
+    return _producer(inner[tensor_index]) if inner else (operation, node_index)
+
+
+def linear_outputs(model: Any) -> list[bool]:
+    """Finds which outputs of `model` surely may be any number, since a linear layer or a normalisation gives them.
+
+    That is less than `output_kinds` calls logits: an output of ReLU or softplus, of a kernel under a constraint, or of a kernel
+    that mixes probabilities may be meant as probabilities.
+
+    Args:
+        model: a Keras model.
+
+    Returns:
+        One flag per output, in `keras.tree.flatten` order; an empty list for a subclassed model.
+    """
+    return [_is_linear(tensor) for tensor in getattr(model, "outputs", None) or []]
+
+
+def _is_linear(tensor: Any) -> bool:
+    operation, node_index = _producer(tensor)
+    name, parents = type(operation).__name__, _parents(operation, node_index)
+    if not type(operation).__module__.startswith("keras.") or isinstance(operation, (keras.layers.InputLayer, keras.Model)):
+        return False
+    if name in _NORMALIZES:
+        return True
+    if getattr(operation, "activation", None) not in (None, keras.activations.linear):
+        return False
+    if getattr(operation, "kernel", None) is not None:
+        return getattr(operation, "kernel_constraint", None) is None and not any(map(_has_probabilities, parents))
+    passes_on = name in (*_PASSES_ON, "Activation", "Add", "Subtract")
+    return passes_on and bool(parents) and all(map(_is_linear, parents))
+
+
+def _has_probabilities(tensor: Any) -> bool:
+    """Whether a tensor holds probabilities, alone or among other numbers."""
+    operation, node_index = _producer(tensor)
+    if _kind_of_tensor(tensor) in (SOFTMAX, SIGMOID):
+        return True
+    passes_on = type(operation).__name__ in (*_PASSES_ON, *_COMBINES, "Activation")
+    return passes_on and any(map(_has_probabilities, _parents(operation, node_index)))
 
 
 def _parents(operation: Any, node_index: int) -> list[Any]:

@@ -8,12 +8,13 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_kd import _distribute, _outputs, _taps
+from keras_kd import _distribute, _mistakes, _outputs, _taps
 from keras_kd._finite import FiniteCheck
 from keras_kd._logs import LoggedModel
 from keras_kd._terms import activation_of, as_losses, as_weights, build_losses, check_layers, claim, flat_names, make_terms
 from keras_kd._tunable import Tunable, each, fraction, non_negative
 from keras_kd.losses._features import phase
+from keras_kd.metrics import TeacherMetric
 from keras_kd.teachers import AbsentTeacher, AveragedStudent, MovingAverage, check_model, hold, inputs_of
 
 
@@ -52,7 +53,7 @@ class Distiller(LoggedModel):
         **kwargs: passed to `keras.Model`.
 
     Raises:
-        TypeError: if teacher or student is no Keras model, or a loss is no loss.
+        TypeError: if teacher or student is no Keras model, a loss is no loss, or a keyword is one of other code (`alpha`).
         ValueError: if a model is not built, teacher and student are one object, their outputs do not fit the losses, or a weight
             is out of its range.
 
@@ -87,6 +88,7 @@ class Distiller(LoggedModel):
         evaluate_teacher: bool = True,
         **kwargs: Any,
     ) -> None:
+        _mistakes.refuse_keywords(type(self).__name__, kwargs, _mistakes.OF_DISTILLER)
         check_model(student, "student")
         # The student's policy decides on loss scaling; inputs reach it as they are, since it casts them itself.
         super().__init__(name=name, dtype=kwargs.pop("dtype", student.dtype_policy), autocast=False, **kwargs)
@@ -98,7 +100,7 @@ class Distiller(LoggedModel):
         self.student_loss_weight = student_loss_weight
         self._evaluate_teacher = bool(evaluate_teacher)
         self._loss_layers: list[keras.layers.Layer] = []
-        self._needs_compile = False
+        self._needs_compile = self._said_unread = False
         self._set_teacher(teacher, teacher_preprocessing, teacher_weights)
         self._make_trackers()
         self._finite_check = FiniteCheck()
@@ -221,6 +223,8 @@ class Distiller(LoggedModel):
             The logs.
         """
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        if y is not None and sample_weight is None:  # weights may be those of classes, which Keras has read from labels
+            self._warn_of_unread_labels()
         teacher = self._frozen_outputs(x)
         with tf.GradientTape() as tape:
             y_pred = self(x, training=True)
@@ -234,6 +238,22 @@ class Distiller(LoggedModel):
             warnings.warn("The student has no trainable weights: this step changes nothing.", stacklevel=2)
         self._teacher.follow(self.student)
         return self._logs_of_step(self.compute_metrics(x, y, y_pred, sample_weight=sample_weight))
+
+    def _warn_of_unread_labels(self) -> None:
+        """Says once if `fit` has labels for a supervised loss that is not there, and nothing else reads them."""
+        hooks = (getattr(type(self), name) for name in ("train_step", "compute_loss", "compute_metrics", "distillation_loss"))
+        overridden = any(not hook.__module__.startswith("keras_kd.") for hook in hooks)
+        reads = self._compile_loss is not None or any(getattr(term.loss, "uses_labels", False) for term in self._terms)
+        reads = reads or any(not isinstance(metric, TeacherMetric) for metric in self._compiled_metrics() if metric is not None)
+        if self._said_unread or reads or overridden or self.student_loss_weight == 0:
+            return
+        self._said_unread = True
+        warnings.warn(
+            "`fit` got labels, and nothing reads them: `compile` got neither a loss nor a metric of labels, and no distillation "
+            f"loss takes them. Received: y, student_loss_weight={self.student_loss_weight}. To learn from labels too, pass loss= "
+            "to `compile`; to learn from the teacher alone, leave y away or set student_loss_weight=0.0.",
+            stacklevel=3,
+        )
 
     # The steps
 
@@ -376,10 +396,15 @@ class Distiller(LoggedModel):
             metrics: metrics of the student's outputs.
             weighted_metrics: metrics that sample weights apply to.
             **kwargs: `run_eagerly`, `steps_per_execution`, `jit_compile`, `auto_scale_loss`: see `keras.Model.compile`.
+
+        Raises:
+            TypeError: for a keyword that other code for distillation knows, such as `alpha`; it says what to write here.
         """
         self._compile_loss = self._compile_metrics = None  # Keras would keep those of an earlier call
         self.supports_jit = self._teacher.supports_jit
-        self._needs_compile = False
+        self._needs_compile = self._said_unread = False
+        _mistakes.refuse_keywords(f"{type(self).__name__}.compile", kwargs, _mistakes.OF_DISTILLER)
+        _mistakes.warn_of_logits(self.student, loss)
         super().compile(optimizer, loss, loss_weights, metrics, weighted_metrics, **kwargs)
         _distribute.check_scope(self)
 

@@ -124,10 +124,8 @@ def export(options: argparse.Namespace) -> None:
     if options.json:
         _print_json({**dataclasses.asdict(report), "path": str(report.path)})
         return
-    print(
-        f"{report.path}: {report.quantization}, {report.size:,} bytes ({report.gzip_size:,} after gzip); {report.agreement:.1%} of "
-        f"{report.samples:,} samples agree with the model, largest difference {report.max_difference:.2g}"
-    )
+    print(report)
+    print(f"written: {target}")
 
 
 def _write_card(path: pathlib.Path, model: Any, exported: Any, tested: Any) -> None:
@@ -164,10 +162,14 @@ def search(options: argparse.Namespace) -> None:
     script = pathlib.Path(options.script)
     if not script.is_file():
         raise FileNotFoundError(f'There is no file "{script}".')
-    own = {word.split("=")[0] for word in options.arguments} & {"--chief", "--worker", "--address", "--timeout"}
-    if own:
-        raise ValueError(f"Options of keras-kd must stand before the script. Received: {', '.join(sorted(own))} behind {script}.")
-    if (options.chief or options.worker is not None) != (options.address is not None):
+    is_single = not options.chief and options.worker is None
+    own = {word.split("=")[0] for word in options.arguments} & {"--chief", "--worker", "--address"}
+    if own and is_single:
+        raise ValueError(
+            f"Options of keras-kd must stand before the script. Received: {', '.join(sorted(own))} behind {script}. If they are "
+            f"the script's own: python {script} does the same without --chief and --worker."
+        )
+    if is_single != (options.address is None):
         raise ValueError(
             "--address HOST:PORT, the chief's, must be given with --chief and with --worker NAME, and with these alone. Received: "
             + ("--address without either." if options.address is not None else "no --address.")

@@ -165,7 +165,8 @@ def _search(commands: Any) -> None:
         "run a KerasTuner script as the chief or a worker of a search on many machines",
         "Runs a Python script that makes a tuner and calls its search(), the same one on all machines, which share the tuner's\n"
         "folder. The chief hands out trials and trains nothing; each worker has a name of its own, and gets its trial again if it\n"
-        "is started again by the same name. Without --chief and --worker the script searches on this machine alone.\n"
+        "is started again by the same name. Without --chief and --worker the script runs as it does without keras-kd: on this\n"
+        "machine alone, or as KERASTUNER_* in the environment say.\n"
         "Options stand before the script; what stands behind it is the script's.",
         "--chief --address 10.0.0.1:8000 search.py           (on 10.0.0.1)\n"
         "         keras-kd search --worker tuner0 --address 10.0.0.1:8000 search.py   (on another machine)",

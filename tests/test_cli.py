@@ -118,7 +118,7 @@ def test_code_in_files_runs_only_where_asked_for(folder, capsys):
         (("prune", "teacher.keras", "out.h5", "--macs", "0.5", "--data", "data.npz"), "must end in .keras"),
         (("prune", "teacher.keras", "none/out.keras", "--macs", "0.5", "--data", "data.npz"), "There is no folder"),
         (("prune", "teacher.keras", "out.keras", "--data", "data.npz"), "A budget must be given"),
-        (("export", "teacher.keras", "out.tflite", "--quantization", "int8"), "representative_data"),
+        (("export", "teacher.keras", "out.tflite", "--quantization", "int8", "--json"), "representative_data"),  # progress: silent
         (("compress", "teacher.keras", "--data", "data.npz", "--budget", "5 bytes", "--out", "x"), "`budget` must be bytes"),
         (("compare", *["teacher.keras"] * 3, "--data", "data.npz"), "a name of its own"),
     ],
@@ -255,6 +255,24 @@ def test_search_runs_a_script_alone_or_as_the_chief(script, capsys):
     told, noted = capsys.readouterr().out.splitlines()
     assert told == f"keras-kd search: chief at 127.0.0.1:{port}"
     assert json.loads(noted) == ["__main__", [], 7, ["chief", "127.0.0.1", str(port)]]
+
+
+@pytest.mark.parametrize(
+    ("words", "given"),
+    [
+        (["--timeout", "5"], ["--timeout", "5"]),
+        (["--address", "here", "--epochs", "3"], None),
+    ],
+)
+def test_a_script_may_have_options_of_the_same_names(words, given, script, capsys):
+    failed = cli.main(["search", str(script), *words])
+    captured = capsys.readouterr()
+    if given is None:
+        assert failed
+        assert "Received: --address behind" in captured.err
+        assert "python " in captured.err
+    else:
+        assert json.loads(captured.out)[1] == given
 
 
 def test_a_worker_whose_chief_does_not_answer_ends_before_its_script_begins(script, capsys):

@@ -86,12 +86,13 @@ def test_claims_compare_the_search_with_the_best_single_method(benchmark):
     assert claims["points of accuracy within 60% of the bytes, more than b"]["found"] == 5.0
     assert claims["points of accuracy within 25% of the bytes, more than a"]["found"] == 10.0
     assert not any("15%" in claim for claim in claims)  # none is as small
-    assert claims["trial: time over its training alone, median"] == {
-        "claim": "trial: time over its training alone, median",
+    assert claims["a trial: time over its training alone (10 s), median"] == {
+        "claim": "a trial: time over its training alone (10 s), median",
         "found": 0.04,
         "limit": "at most 0.05",
         "holds": True,
     }
+    assert benchmark.added(overhead) == ["- trial: 0.4 s more than the training alone"]
     fronts["search/0"]["accuracy"] = 79.0
     worse = {one["claim"]: one["holds"] for one in benchmark.verdicts(benchmark.summary(fronts), {})}
     assert set(worse.values()) == {False}

@@ -75,7 +75,7 @@ def test_a_subclassed_model_needs_data_to_know_its_inputs(tmp_path):
 def test_a_file_that_does_not_agree_is_not_left_behind(tmp_path, monkeypatch):
     target = tmp_path / "m.tflite"
     target.write_bytes(b"old")
-    monkeypatch.setattr(export, "run_litert", lambda content, inputs: [np.zeros((8, 3), "float32")])
+    monkeypatch.setattr(export.litert, "run_litert", lambda content, inputs: [np.zeros((8, 3), "float32")])
     with pytest.raises(RuntimeError, match="does not compute what the model computes"):
         export.to_litert(conv_net(), target)
     assert target.read_bytes() == b"old"
@@ -113,7 +113,7 @@ def test_nan_is_not_taken_for_agreement(who, tmp_path, monkeypatch):
     if who == "model":
         model.layers[-1].bias.assign([np.nan] * 3)
     else:
-        monkeypatch.setattr(export, "run_litert", lambda content, inputs: [np.full((8, 3), np.nan)])
+        monkeypatch.setattr(export.litert, "run_litert", lambda content, inputs: [np.full((8, 3), np.nan)])
     with pytest.raises(RuntimeError, match="gives NaN"):
         export.to_litert(model, tmp_path / "m.tflite")
     assert os.listdir(tmp_path) == []

@@ -267,7 +267,7 @@ def test_a_file_that_agrees_too_rarely_is_refused(tmp_path, monkeypatch):
     x = data_for(model)
     quantized = trained(model, x, num_bits=4).quantized_model()
     right = export.run_litert
-    monkeypatch.setattr(export, "run_litert", lambda *args: [-output for output in right(*args)])
+    monkeypatch.setattr(export.litert, "run_litert", lambda *args: [-output for output in right(*args)])
     with pytest.raises(RuntimeError, match="min_agreement=0.8"):
         export.to_litert(quantized, tmp_path / "m.tflite", check_data=x, min_agreement=0.8, tolerance=10)
     assert os.listdir(tmp_path) == []

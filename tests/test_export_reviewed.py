@@ -70,7 +70,7 @@ def test_where_the_file_should_equal_the_model_both_comparisons_are_one(tmp_path
 def test_errors_of_small_outputs_are_seen_as_those_of_large_ones(scale, tmp_path, monkeypatch):
     model = net(layers.Dense(3, kernel_initializer=keras.initializers.RandomNormal(0, scale)))
     right = export.run_litert
-    monkeypatch.setattr(export, "run_litert", lambda *args: [output * 1.05 for output in right(*args)])
+    monkeypatch.setattr(export.litert, "run_litert", lambda *args: [output * 1.05 for output in right(*args)])
     with pytest.raises(RuntimeError, match="0.05 of them"):
         export.to_litert(model, tmp_path / "m.tflite")
     assert os.listdir(tmp_path) == []

@@ -16,7 +16,7 @@ COMMAND_LINE = sorted((ROOT.parent / "keras_kd_cli").rglob("*.py"))  # above all
 # Each floor imports from itself and from those below.
 FLOORS = [
     {"_version", "_backend", "_tunable", "_progress", "_batching", "_lineage"},
-    {"_outputs", "_taps", "_calls", "_moments", "_tfmot", "schedules"},
+    {"_outputs", "_mistakes", "_taps", "_calls", "_moments", "_tfmot", "schedules"},
     {"layers", "losses", "metrics", "regularizers", "quantized"},
     {"_terms", "teachers", "recording", "callbacks"},
     {"_finite", "_distribute", "_logs", "distiller", "mutual", "_agreement", "_files", "_pages", "_samples", "_litert", "export"},

@@ -33,8 +33,9 @@ class Clustering(keras.callbacks.Callback):
 
     Args:
         number_of_clusters: how many values a kernel may hold, at least 2.
-        cluster_centroids_init: TF-MOT's initialisers: `"kmeans_plus_plus"`, `"linear"`, `"density_based"` or `"random"`. They see
-            the weights scaled to a largest magnitude of 1, since their constants are made for weights of that size.
+        cluster_centroids_init: TF-MOT's initialisers: `"kmeans_plus_plus"`, `"linear"`, `"density_based"` or `"random"`, in upper
+            case as well, or a member of TF-MOT's `CentroidInitialization`. They see the weights scaled to a largest magnitude of 1,
+            since their constants are made for weights of that size.
         preserve_sparsity: whether weights that are zero stay zero; zero is one of the values then. Beside `Pruning` and
             `KeepSparsity` it must be set.
         layers: which layers: None for all that have a kernel; a name or path, a layer class, a function of a layer, or a list of
@@ -71,13 +72,14 @@ class Clustering(keras.callbacks.Callback):
             raise ValueError(
                 f"`number_of_clusters` must be a whole number of at least 2. Received: number_of_clusters={number_of_clusters!r}."
             )
-        if cluster_centroids_init not in _INITS:
+        init = str(getattr(cluster_centroids_init, "name", cluster_centroids_init)).lower()  # TF-MOT's member is a string, too
+        if init not in _INITS:
             raise ValueError(
                 f"`cluster_centroids_init` must be one of {', '.join(_INITS)}. Received: "
                 f"cluster_centroids_init={cluster_centroids_init!r}."
             )
         self.number_of_clusters = number_of_clusters
-        self.cluster_centroids_init = cluster_centroids_init
+        self.cluster_centroids_init = init
         self.preserve_sparsity = bool(preserve_sparsity)
         self.layers = layers
         self._clustered: list[_Clustered] = []

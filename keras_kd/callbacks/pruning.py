@@ -11,7 +11,7 @@ import tensorflow as tf
 from keras_kd import schedules
 from keras_kd.callbacks import _masks
 from keras_kd.callbacks._kernels import Kernel, choose_kernels, count_zeros
-from keras_kd.callbacks._masking import Group, clear_stale
+from keras_kd.callbacks._masking import Group, clear_stale, masking_groups
 
 _NEAR = 0.005  # of the last update to the sparsity that a schedule ends at
 
@@ -29,6 +29,8 @@ class KeepSparsity(keras.callbacks.Callback):
     Args:
         layers: which layers: None for all that have a kernel; a name or path, a layer class, a function of a layer, or a list of
             these.
+
+    A `fit` whose chosen kernels have no zero gets a warning.
 
     Raises:
         ValueError: in `fit`, if no layer has a kernel, or a choice matches none.
@@ -68,9 +70,11 @@ class KeepSparsity(keras.callbacks.Callback):
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         """Sets the first masks, now that every other callback (BackupAndRestore) has given the weights their values."""
-        self._begun = True
+        first, self._begun = not self._begun, True
         for group in self._groups:
             group.begin()
+        if first:
+            self._warn_if_nothing_is_kept()
 
     def on_test_begin(self, logs: Any = None) -> None:
         """Lets validation see the zeros, also where averaged weights were put in for it, or a kernel has had no gradient."""
@@ -88,6 +92,16 @@ class KeepSparsity(keras.callbacks.Callback):
         for group in self._groups:
             group.detach()
         self._groups = []
+
+    def _warn_if_nothing_is_kept(self) -> None:
+        """Says so if there is no zero to keep, and nothing in this `fit` that makes some."""
+        masking = [group for one in self._groups for kernel in one.kernels for group in masking_groups(kernel.variable)]
+        if all(group.update is None for group in masking) and not self.sparsities()["sparsity"]:
+            warnings.warn(
+                f"{type(self).__name__} keeps zeros, and the chosen kernels of the model have none: this `fit` trains as without "
+                "it. Prune first, with keras_kd.callbacks.Pruning, or load the pruned weights before `fit`.",
+                stacklevel=3,
+            )
 
     def _apply(self) -> None:
         for group in self._groups:
@@ -295,9 +309,14 @@ def _warn_of_frequency(schedule: Any) -> None:
         warnings.warn(
             f"The pruning schedule updates the masks every {schedule.frequency} steps from step {begin} to {schedule.end_step}: "
             f"the last update, at step {last}, asks for a sparsity of {reached:.3f}, not {schedule.final_sparsity}. Set "
-            f"frequency={max(length // 20, 1)}, for 20 updates.",
+            f"frequency={_divisor(length)}: the last update is at step {schedule.end_step} then.",
             stacklevel=3,
         )
+
+
+def _divisor(length: int) -> int:
+    """The largest frequency that ends where the schedule does, and updates 20 times or more if it is long enough."""
+    return next(number for number in range(max(length // 20, 1), 0, -1) if length % number == 0)
 
 
 def _schedule(given: Any) -> Any:

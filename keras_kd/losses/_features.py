@@ -10,6 +10,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_kd._mistakes import OF_LOSSES, refuse_keywords
 from keras_kd._outputs import convert
 from keras_kd.layers.projectors import Projector, pooled_to
 from keras_kd.losses._channels import checked_channels, narrowed, narrowed_shapes
@@ -68,6 +69,7 @@ class FeatureLoss(DistillationLoss):
     equal_widths = True
 
     def __init__(self, *, teacher_channels: Any = "auto", **kwargs: Any) -> None:
+        refuse_keywords(type(self).__name__, kwargs, OF_LOSSES)
         super().__init__(**kwargs)
         self.teacher_channels = checked_channels(teacher_channels, self.teacher_layer_name)
         self._projector: Any = None

@@ -10,6 +10,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_kd._mistakes import OF_RESPONSE_LOSSES, refuse_keywords
 from keras_kd._outputs import SIGMOID, SOFTMAX, as_logits, convert, shapes_agree
 from keras_kd._tunable import Tunable, each, fraction, non_negative, positive
 from keras_kd.losses._math import DIVERGENCES, forward_kl, pearson, present_rows, rows, split_target, standardized
@@ -33,6 +34,7 @@ class ResponseLoss(DistillationLoss):
     activation = SOFTMAX
 
     def __init__(self, *, from_logits: bool | None = None, **kwargs: Any) -> None:
+        refuse_keywords(type(self).__name__, kwargs, OF_RESPONSE_LOSSES)
         super().__init__(**kwargs)
         if from_logits not in (None, True, False):
             raise ValueError(f"`from_logits` must be True, False or None. Received: from_logits={from_logits!r}.")

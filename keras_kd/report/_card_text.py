@@ -42,6 +42,7 @@ def body(facts: Facts, *, description: str, made: Sequence[str], limits: Sequenc
     """The Markdown after the metadata."""
     inputs, outputs = _litert.borders(facts.content)
     arrays = _example(facts.content, inputs)
+    restrictions = [*_found_limits(facts, inputs), *limits]
     sections = [
         f"# {pathlib.Path(facts.file).stem}",
         description.strip(),
@@ -52,7 +53,7 @@ def body(facts: Facts, *, description: str, made: Sequence[str], limits: Sequenc
         ""
         if arrays is None
         else f"## How to run it\n\n```python\n{_code(facts.file, facts.content, inputs, outputs, arrays)}\n```",
-        "## Limits\n\n" + _listed([*_found_limits(facts, inputs), *limits]),
+        "## Limits\n\n" + _listed(restrictions) if restrictions else "",
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 

@@ -57,7 +57,7 @@ def _scalar(value: Any, where: str) -> str:
             return ".nan" if math.isnan(value) else ".inf" if value > 0 else "-.inf"
         text = repr(float(value))
         return text if "." in text else text.replace("e", ".0e")  # YAML takes 1e-05 for text
-    if value is None or isinstance(value, bool | int) or value in ([], (), {}):
+    if value is None or isinstance(value, bool | int | Mapping | list | tuple):  # of these, only empty ones get here
         return json.dumps(value)
     raise TypeError(
         f"`{where}` must be text, a number, or a list or dict of these. Received: {value!r} of type {type(value).__name__}."

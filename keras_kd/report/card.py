@@ -38,7 +38,7 @@ def model_card(
             model, too.
         path: where to write. None is `README.md` beside the file.
         comparison: what `compare` measured of this file, and of others beside it.
-        name: the file's name in the comparison. None: the only row of a LiteRT file with as many bytes.
+        name: the file's name in the comparison, if several LiteRT files there are this very one.
         description: what the model is for: Markdown.
         made: how it was made: a line for each step.
         limits: what it is not good for: a line each, after those that follow from the file and the comparison.
@@ -78,13 +78,14 @@ def model_card(
     made, limits = _checked_lines("made", made), _checked_lines("limits", limits)
     exported = file if isinstance(file, ExportReport) else None
     place, content = _read(file.path if isinstance(file, ExportReport) else file)
-    if exported is not None and exported.size != len(content):
+    digest = _files.digest(content)
+    if exported is not None and exported.sha256 != digest:
         raise ValueError(
-            f'`file` must be the report of the file that is there. Received: a report of {exported.size:,} bytes, and "{place}" '
-            f"has {len(content):,}. Export it again."
+            f'`file` must be the report of the file that is there. Received: a report of {exported.size:,} bytes, and "{place}", '
+            f"{len(content):,} bytes, which holds others. Export it again."
         )
     target = _target(place.with_name("README.md") if path is None else path, overwrite)
-    row = None if comparison is None else _row(comparison, name, len(content))
+    row = None if comparison is None else _row(comparison, name, digest)
     facts = Facts(place.name, content, exported, comparison, row, dataset)
     values = {"library_name": "tflite", "license": license, "pipeline_tag": task, "tags": _tags(exported)}
     values |= {"datasets": [dataset] if dataset else None} | _results(facts, task)
@@ -133,25 +134,21 @@ def _target(path: Any, overwrite: bool) -> pathlib.Path:
     return target
 
 
-def _row(comparison: Any, name: str | None, size: int) -> ModelRow:
-    """The row of a file of so many bytes."""
+def _row(comparison: Any, name: str | None, digest: str) -> ModelRow:
+    """The row of a file with this content."""
     if not isinstance(comparison, Comparison):
         raise TypeError(f"`comparison` must be what `compare` returned. Received: comparison={comparison!r}.")
-    told = ", ".join(f"{row.name} ({'no file' if row.size is None else f'{row.size:,} bytes'})" for row in comparison.rows)
-    if name is not None:
-        found = [row for row in comparison.rows if row.name == name and row.size == size]
-        if not found:
-            raise ValueError(
-                f'`name` must name this file of {size:,} bytes in `comparison`. Received: name="{name}". Rows: {told}.'
-            )
-        return found[0]
-    found = [row for row in comparison.rows if row.kind == "LiteRT" and row.size == size]
-    if len(found) != 1:
+    same = {row.name: row for row in comparison.rows if row.sha256 == digest}
+    files = [row.name for row in same.values() if row.kind == "LiteRT"]  # beside the models whose files are the same
+    if name is None and len(files) == 1:
+        (name,) = files
+    if name not in same:
+        told = ", ".join(f'"{row.name}" ({row.kind})' for row in comparison.rows)
         raise ValueError(
-            f"`comparison` must have one row of this LiteRT file of {size:,} bytes, or `name` say which. Received: {told}. Hand "
-            "the path of the file to `compare`."
+            "`comparison` must have one row of this very file, or `name` say which of several. Received: "
+            f"name={name!r}, rows of this file: {', '.join(same) or 'none'}, of {told}. Hand the path of the file to `compare`."
         )
-    return found[0]
+    return same[name]
 
 
 def _tags(exported: ExportReport | None) -> list[str]:

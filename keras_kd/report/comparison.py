@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_kd import _batching
+from keras_kd import _batching, _files
 from keras_kd._progress import Progress, Verbose, check_verbose
 from keras_kd._version import __version__
 from keras_kd.profile import Latency, measure_latencies
@@ -244,6 +244,7 @@ def _row(subject: Subject, counted: _Pass, latency: Latency | None) -> ModelRow:
         latency_range=None if latency is None else (latency.low, latency.high),
         layers=subject.layers,
         notes=tuple(subject.notes),
+        sha256=None if content is None else _files.digest(content),
     )
 
 

@@ -61,6 +61,7 @@ class ModelRow:
         latency_range: its 10th and 90th percentiles.
         layers: those that hold weights.
         notes: what could not be measured, and why.
+        sha256: digest of the LiteRT file's content.
     """
 
     name: str
@@ -83,6 +84,7 @@ class ModelRow:
     latency_range: tuple[float, float] | None
     layers: tuple[LayerRow, ...]
     notes: tuple[str, ...]
+    sha256: str | None = None
 
     @property
     def sparsity(self) -> float:

@@ -104,6 +104,13 @@ def test_every_initialiser_serves_weights_of_any_size(init, scale, preserve):
     assert not preserve or 0 in found
 
 
+@pytest.mark.parametrize("init", clustering._INITS)
+def test_an_initialiser_may_be_written_as_by_tf_mot(init):
+    member = _tfmot.load().clustering.keras.CentroidInitialization[init.upper()]
+    for given in (init.upper(), member):
+        assert callbacks.Clustering(4, cluster_centroids_init=given).cluster_centroids_init == init
+
+
 def test_a_later_fit_goes_on_from_the_clusters_that_it_finds():
     model = classifier(16)
     model.compile(keras.optimizers.SGD(0.0), LOSS)
@@ -154,6 +161,7 @@ def test_clusters_beside_a_mask_without_preserve_sparsity_are_warned_of():
     [
         (lambda: callbacks.Clustering(1), "at least 2. Received: number_of_clusters=1"),
         (lambda: callbacks.Clustering(4, cluster_centroids_init="best"), "one of kmeans_plus_plus, linear"),
+        (lambda: callbacks.Clustering(4, cluster_centroids_init=None), "Received: cluster_centroids_init=None"),
     ],
 )
 def test_a_wrong_argument_is_named(make, message):

@@ -1,5 +1,7 @@
 """Pruning: TF-MOT's masks, zeros after every step however it runs, no trace afterwards, errors that help."""
 
+import contextlib
+import re
 import shutil
 import warnings
 
@@ -247,6 +249,32 @@ def test_zeros_stay_in_a_later_fit_with_keep_sparsity_and_drift_without():
     assert zeros(model.layers[0].kernel) < 0.5
 
 
+def test_keep_sparsity_says_once_that_there_is_no_zero_to_keep():
+    model = net()
+    model.compile("sgd", LOSS)
+    with pytest.warns(UserWarning, match=r"have none: this `fit` trains as without it\. Prune first") as caught:
+        model.fit(X, Y, batch_size=8, epochs=2, verbose=0, callbacks=[callbacks.KeepSparsity()])
+    assert len([one for one in caught if "KeepSparsity keeps zeros" in str(one.message)]) == 1
+
+
+def test_keep_sparsity_is_silent_where_there_are_zeros_or_will_be(tmp_path):
+    """One zero is enough; `Pruning` beside it makes them in this `fit`; `BackupAndRestore` brings them before the first step."""
+    model = net()
+    model.compile(keras.optimizers.SGD(0.1), LOSS)
+    model.layers[0].kernel.assign(np.where(np.arange(16) == 3, 0, model.layers[0].kernel))
+    model.fit(X, Y, verbose=0, callbacks=[callbacks.KeepSparsity()])
+    backup = keras.callbacks.BackupAndRestore(tmp_path / "backup")
+    with pytest.raises(KilledError):
+        model.fit(X, Y, verbose=0, epochs=4, callbacks=[callbacks.KeepSparsity(), backup, KillAtEpoch()])
+    dense = net()
+    dense.compile(keras.optimizers.SGD(0.1), LOSS)
+    backup = keras.callbacks.BackupAndRestore(tmp_path / "backup")
+    dense.fit(X, Y, verbose=0, epochs=4, callbacks=[callbacks.KeepSparsity(), backup])
+    dense = net()
+    dense.compile(keras.optimizers.SGD(0.1), LOSS)
+    dense.fit(X, Y, batch_size=8, epochs=2, verbose=0, callbacks=[callbacks.KeepSparsity(), callbacks.Pruning(polynomial())])
+
+
 @pytest.mark.parametrize("first", ["pruning", "backup"])
 def test_training_that_was_killed_and_resumed_ends_with_the_same_masks(tmp_path, first):
     def run(kill):
@@ -453,6 +481,22 @@ def test_a_schedule_whose_last_update_is_early_is_said():
     assert zeros(model.layers[0].kernel) == pytest.approx(reached, abs=0.01)
 
 
+@pytest.mark.parametrize("length", [14, 97, 395, 1000])
+def test_the_frequency_that_the_warning_names_ends_it(length):
+    def warned(frequency):
+        model = net()
+        model.compile("sgd", LOSS)
+        schedule = schedules.PolynomialDecay(0.0, 0.8, 0, length, power=1, frequency=frequency)
+        pruning = callbacks.Pruning(schedule)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            model.fit(X, Y, batch_size=1, epochs=length // len(X) + 1, verbose=0, callbacks=[pruning])
+        return [str(one.message) for one in caught if "The pruning schedule updates" in str(one.message)]
+
+    (text,) = warned(length - 1 - length // 3)
+    assert warned(int(re.search(r"frequency=(\d+)", text)[1])) == []
+
+
 # What a review found
 
 
@@ -471,7 +515,9 @@ def test_masks_of_a_fit_that_ended_in_an_error_do_not_reach_into_a_later_one(lat
         layer.kernel.assign(keras.ops.ones(layer.kernel.shape) + keras.ops.arange(layer.kernel.shape[1], dtype="float32"))
     model.compile(keras.optimizers.SGD(0.0), LOSS)
     callback = later()
-    model.fit(X, Y, verbose=0, callbacks=[callback])
+    dense = not isinstance(callback, callbacks.Pruning)
+    with pytest.warns(UserWarning, match="KeepSparsity keeps zeros") if dense else contextlib.nullcontext():
+        model.fit(X, Y, verbose=0, callbacks=[callback])
     assert zeros(model.layers[0].kernel) == (0.25 if isinstance(callback, callbacks.Pruning) else 0)
     assert model.layers[0].kernel.constraint is None
 

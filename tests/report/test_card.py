@@ -120,6 +120,41 @@ def test_what_nobody_measured_or_said_is_left_out(integers, folder):
     assert "- It was measured without labels: how often it is right is not known." in text
 
 
+def test_no_heading_stands_above_nothing(folder):
+    model = build()
+    exported = export.to_litert(model, folder / "floats.tflite", verbose=0)
+    comparison = report.compare({"teacher": model, "floats": exported.path}, X, Y, latency=False, verbose=0)
+    _, text = parts(report.model_card(exported, folder / "floats.md", comparison=comparison))
+    assert not re.search(r"^## [^\n]*\s*(## |\Z)", text, flags=re.MULTILINE)
+    assert "## Limits" not in text
+
+
+def test_another_file_of_as_many_bytes_is_not_taken_for_this_one(folder):
+    paths = []
+    for seed in (1, 2):
+        model = build()
+        model.set_weights([np.random.default_rng(seed).normal(size=weight.shape) for weight in model.get_weights()])
+        paths.append(export.to_litert(model, folder / f"seed{seed}.tflite", verbose=0).path)
+    assert paths[0].stat().st_size == paths[1].stat().st_size
+    comparison = report.compare({"one": paths[0]}, X, Y, latency=False, verbose=0)
+    for name in (None, "one"):
+        with pytest.raises(ValueError, match="must have one row of this very file.*rows of this file: none, of .one. .LiteRT"):
+            report.model_card(paths[1], folder / "other.md", comparison=comparison, name=name)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8"])
+def test_integers_at_the_border_have_the_scale_of_the_border(dtype, folder, monkeypatch):
+    exported = export.to_litert(
+        build(), folder / f"{dtype}.tflite", quantization="int8", representative_data=X, io_dtype=dtype, verbose=0
+    )
+    _, text = parts(report.model_card(exported, folder / f"{dtype}.md"))
+    (detail,) = export.open_litert(exported.path).get_input_details()
+    scale, zero = detail["quantization"]
+    assert re.search(rf"\| input \|.*\| {dtype} \| {dtype} \| {scale:.9g} \| {zero} \|", text)
+    (given,) = outputs_of_code(text, monkeypatch, folder, X)
+    np.testing.assert_allclose(given, export.run_litert(exported.path, X)[0], rtol=1e-6)
+
+
 def test_the_code_runs_a_file_of_integers_and_the_scales_are_those_of_the_interpreter(integers, folder, monkeypatch):
     exported, _ = integers
     _, text = parts(report.model_card(exported, folder / "code.md"))
@@ -184,9 +219,11 @@ def test_a_card_of_another_file_or_over_another_one_is_refused(integers, folder)
     assert report.model_card(exported, card, comparison=comparison, name="small", overwrite=True).read_text() != "edited"
     other = export.to_litert(build(), folder / "other.tflite")
     free = folder / "free.md"
-    with pytest.raises(ValueError, match=r"`comparison` must have one row of this LiteRT file of .* small \("):
+    with pytest.raises(
+        ValueError, match="`comparison` must have one row of this very file.*rows of this file: none, of .teacher. .Keras.,"
+    ):
         report.model_card(other, free, comparison=comparison)
-    with pytest.raises(ValueError, match=r'`name` must name this file .*name="teacher"'):
+    with pytest.raises(ValueError, match="name='teacher', rows of this file: small"):
         report.model_card(exported, free, comparison=comparison, name="teacher")
     (folder / "other.tflite").write_bytes(exported.path.read_bytes())
     with pytest.raises(ValueError, match=r"must be the report of the file that is there"):
