@@ -1,25 +1,18 @@
 """The command line: what it prints, writes and refuses."""
 
-import importlib.metadata
 import json
-import pathlib
 import socket
-import subprocess
 import sys
-import textwrap
 import time
-import tomllib
 
 import keras
 import numpy as np
 import pytest
 
-import keras_kd_cli as cli
-from keras_kd import layers, surgery
+from keras_kd import cli, surgery
 from keras_kd.surgery import _costs
 
 L = keras.layers
-ROOT = pathlib.Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -151,68 +144,6 @@ def test_every_command_has_help_with_an_example(command, capsys):
         cli.main([command, "--help"])
     assert stop.value.code == 0
     assert f"example: keras-kd {command}" in capsys.readouterr().out
-
-
-WORDS_WITHOUT_TENSORFLOW = {
-    "help": (["--help"], 0),
-    "version": (["--version"], 0),
-    "no command": ([], 2),
-    "an unknown command": (["shrink"], 2),
-    "help of a command": (["compress", "--help"], 0),
-    "a missing option": (["compress", "model.keras"], 2),
-    "a wrong number": (["demo", "--epochs", "0"], 2),
-    "a missing model": (["inspect", "none.keras"], 1),
-    "a model for a missing folder": (["prune", "none.keras", "none/out.keras", "--data", "none.npz"], 1),
-    "a card without its option": (["export", "none.keras", "out.tflite", "--test", "none.npz"], 1),
-    "a missing script": (["search", "none.py"], 1),
-}
-
-
-def test_help_and_wrong_calls_wait_for_no_tensorflow():
-    script = """
-        import contextlib, io, json, sys
-        import keras_kd_cli
-
-        def code(words):
-            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-                try:
-                    return keras_kd_cli.main(words)
-                except SystemExit as stop:
-                    return stop.code
-
-        codes = [code(words) for words in json.loads(sys.argv[1])]
-        heavy = [name for name in ("keras_kd", "keras", "tensorflow", "numpy") if name in sys.modules]
-        print(json.dumps([codes, heavy]))
-        """
-    calls = json.dumps([words for words, _ in WORDS_WITHOUT_TENSORFLOW.values()])
-    command = [sys.executable, "-c", textwrap.dedent(script), calls]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
-    codes, heavy = json.loads(done.stdout)
-    assert dict(zip(WORDS_WITHOUT_TENSORFLOW, codes, strict=True)) == {k: code for k, (_, code) in WORDS_WITHOUT_TENSORFLOW.items()}
-    assert heavy == []
-    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"] == {"keras-kd": "keras_kd_cli:main"}
-
-
-def test_the_version_is_that_of_what_is_installed(capsys):
-    with pytest.raises(SystemExit) as stop:
-        cli.main(["--version"])
-    assert (stop.value.code, capsys.readouterr().out) == (0, f"keras-kd {importlib.metadata.version('keras-kd')}\n")
-
-
-def test_a_model_with_a_layer_of_the_library_loads_in_a_process_of_its_own(folder):
-    keras.utils.set_random_seed(0)
-    inputs = keras.Input((6,))
-    model = keras.Model(inputs, L.Dense(3)(layers.Projector(4)(inputs)))
-    model.save(folder / "own.keras")
-    done = subprocess.run(
-        [sys.executable, "-m", "keras_kd_cli", "inspect", str(folder / "own.keras"), "--json"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=300,
-    )
-    assert "projector" in done.stdout
 
 
 def test_an_interruption_ends_with_130(folder, capsys, monkeypatch):

@@ -5,8 +5,7 @@ import json
 import numpy as np
 import pytest
 
-import keras_kd_cli as cli
-from keras_kd import demo, export, report
+from keras_kd import cli, demo, export, report
 
 FASHION = "Fashion-MNIST is not in ~/.keras/datasets/fashion-mnist (.ci/run installs it)"
 

@@ -17,7 +17,7 @@ import venv
 import zipfile
 
 ROOT = pathlib.Path(__file__).parent.parent
-NEEDED = ("keras_kd/__init__.py", "keras_kd/py.typed", "keras_kd/losses/response.py", "keras_kd_cli/__init__.py")
+NEEDED = ("keras_kd/__init__.py", "keras_kd/py.typed", "keras_kd/losses/response.py", "keras_kd/cli/__init__.py")
 # The main job: distilled, pruned and quantised in one `fit`, exported, and profiled. Runs far from the sources.
 JOB = """
     import importlib.metadata, pathlib, sys
@@ -41,7 +41,7 @@ JOB = """
 
 def look(wheel: pathlib.Path, sdist: pathlib.Path) -> None:
     """Raises `SystemExit` with what is missing in the files."""
-    expected = {str(path) for path in pathlib.Path().glob("keras_kd*/**/*.py")} | set(NEEDED)
+    expected = {str(path) for path in pathlib.Path("keras_kd").rglob("*.py")} | set(NEEDED)
     with zipfile.ZipFile(wheel) as archive, tarfile.open(sdist) as source_archive:
         in_wheel = set(archive.namelist())
         in_sdist = {name.split("/", 1)[-1] for name in source_archive.getnames()}
@@ -89,7 +89,7 @@ def install_and_run(package: pathlib.Path, folder: pathlib.Path, same_as: zipfil
 
 def differing(wheel: zipfile.ZipFile, folder: pathlib.Path) -> list[str]:
     """Modules of a wheel that are not the same in a folder of packages."""
-    names = [name for name in wheel.namelist() if name.startswith(("keras_kd/", "keras_kd_cli/"))]
+    names = [name for name in wheel.namelist() if name.startswith("keras_kd/")]
     return [name for name in names if not (folder / name).exists() or (folder / name).read_bytes() != wheel.read(name)]
 
 

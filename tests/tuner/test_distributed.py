@@ -41,7 +41,7 @@ class Processes:
         options = [*role, "--address", f"127.0.0.1:{self.port}", "--timeout", "120"]
         with open(self.folder / f"{name}.log", "a") as log:
             script = str(ROOT / "tests" / "tuner" / "search_process.py")
-            command = [sys.executable, "-m", "keras_kd_cli", "search", *options, script, str(self.folder)]
+            command = [sys.executable, "-m", "keras_kd.cli", "search", *options, script, str(self.folder)]
             process = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
         self.started.append(process)
         return process

@@ -154,7 +154,7 @@ def write_reference() -> None:
 
 def write_command_line() -> None:
     """Writes what `keras-kd --help` says, for it and its commands."""
-    cli = importlib.import_module("keras_kd_cli")
+    cli = importlib.import_module("keras_kd.cli")
     os.environ["COLUMNS"] = "88"
 
     def helped(*words: str) -> str:

@@ -5,6 +5,8 @@ import pathlib
 import zipfile
 from typing import Any
 
+import numpy as np
+
 
 def load_model(path: str, *, unsafe: bool) -> Any:
     """The model of a `.keras` file, or the student of a Distiller's.
@@ -17,14 +19,14 @@ def load_model(path: str, *, unsafe: bool) -> Any:
         FileNotFoundError: if there is no file.
         ValueError: if it is no Keras file, or holds code and `unsafe` is False.
     """
-    if not pathlib.Path(path).is_file():
-        raise FileNotFoundError(f'There is no file "{path}".')
-    if not zipfile.is_zipfile(path):
-        raise ValueError(f'A model must be a .keras file, as model.save("model.keras") writes it. Received: "{path}".')
     import keras
 
     import keras_kd  # noqa: F401 (registers its layers, losses and models)
 
+    if not pathlib.Path(path).is_file():
+        raise FileNotFoundError(f'There is no file "{path}".')
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f'A model must be a .keras file, as model.save("model.keras") writes it. Received: "{path}".')
     try:
         model = keras.saving.load_model(path, compile=False, safe_mode=not unsafe)
     except (TypeError, ValueError) as error:
@@ -56,8 +58,6 @@ def load_data(path: str, model: Any) -> tuple[Any, Any]:
     """
     if not pathlib.Path(path).is_file():
         raise FileNotFoundError(f'There is no file "{path}".')
-    import numpy as np
-
     try:
         with np.load(path, allow_pickle=False) as file:
             held = {name: file[name] for name in file.files}

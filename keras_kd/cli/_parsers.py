@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from keras_kd_cli import _commands
+from keras_kd.cli import _commands
 
 _NPZ = "an .npz file with x, or an array for each input by its name, and y, the labels, if there are any"
 

@@ -1,7 +1,4 @@
-"""What does each command do? Loads, calls the library, and prints.
-
-The library is imported after the files were looked at: what is wrong with their names is said at once.
-"""
+"""What does each command do? Loads, calls the library, and prints."""
 
 import argparse
 import dataclasses
@@ -11,12 +8,10 @@ import pathlib
 import runpy
 import sys
 import traceback
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from keras_kd_cli import _files
-
-if TYPE_CHECKING:
-    from keras_kd._progress import Verbose
+from keras_kd._progress import Verbose
+from keras_kd.cli import _files
 
 
 def demo(options: argparse.Namespace) -> None:
@@ -40,9 +35,9 @@ def demo(options: argparse.Namespace) -> None:
 
 def inspect(options: argparse.Namespace) -> None:
     """A profile, and with data a linear analysis."""
-    model = _files.load_model(options.model, unsafe=options.unsafe)
     from keras_kd import analysis, profile
 
+    model = _files.load_model(options.model, unsafe=options.unsafe)
     x, y = (None, None) if options.data is None else _files.load_data(options.data, model)
     verbose: Verbose = 0 if options.json else "auto"
     found = profile.profile(model, data=x, verbose=verbose)
@@ -57,6 +52,8 @@ def inspect(options: argparse.Namespace) -> None:
 
 def compare(options: argparse.Namespace) -> None:
     """A table, JSON or a page of several files."""
+    from keras_kd import report
+
     subjects: dict[str, Any] = {}
     for word in options.models:
         name, found, path = word.partition("=")
@@ -67,8 +64,6 @@ def compare(options: argparse.Namespace) -> None:
             raise ValueError(f'Every model needs a name of its own: name=path gives one. Received twice: "{name}".')
         is_file = pathlib.Path(path).suffix == ".tflite"
         subjects[name] = path if is_file else _files.load_model(path, unsafe=options.unsafe)
-    from keras_kd import report
-
     models = [one for one in subjects.values() if not isinstance(one, str)]
     x, y = _files.load_data(options.data, models[0] if models else None)
     found = report.compare(subjects, x, y, verbose=0 if options.json else "auto")
@@ -79,10 +74,10 @@ def compare(options: argparse.Namespace) -> None:
 
 def prune(options: argparse.Namespace) -> None:
     """A smaller model in a file."""
-    target = _files.target(options.out, ".keras")
-    model = _files.load_model(options.model, unsafe=options.unsafe)
     from keras_kd import surgery
 
+    model = _files.load_model(options.model, unsafe=options.unsafe)
+    target = _files.target(options.out, ".keras")
     x, y = _files.load_data(options.data, model)
     smaller, report = surgery.prune_channels(
         model,
@@ -108,14 +103,14 @@ def prune(options: argparse.Namespace) -> None:
 
 def export(options: argparse.Namespace) -> None:
     """A LiteRT file."""
+    from keras_kd import export as exporting
+
+    model = _files.load_model(options.model, unsafe=options.unsafe)
     target = _files.target(options.out, ".tflite")
+    x = None if options.data is None else _files.load_data(options.data, model)[0]
     card = _files.new_target(options.card, ".md") if options.card else None
     if options.test is not None and card is None:
         raise ValueError("--test measures what the card says. Add --card README.md, or leave out --test.")
-    model = _files.load_model(options.model, unsafe=options.unsafe)
-    from keras_kd import export as exporting
-
-    x = None if options.data is None else _files.load_data(options.data, model)[0]
     tested = None if options.test is None else _files.load_data(options.test, model)
     verbose: Verbose = 0 if options.json else "auto"
     report = exporting.to_litert(model, target, quantization=options.quantization, representative_data=x, verbose=verbose)
@@ -138,9 +133,9 @@ def _write_card(path: pathlib.Path, model: Any, exported: Any, tested: Any) -> N
 
 def compress(options: argparse.Namespace) -> None:
     """The best file within a budget."""
-    model = _files.load_model(options.model, unsafe=options.unsafe)
     from keras_kd.compression import compress as compressed
 
+    model = _files.load_model(options.model, unsafe=options.unsafe)
     x, y = _files.load_data(options.data, model)
     found = compressed(
         model,
