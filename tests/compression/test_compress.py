@@ -9,8 +9,9 @@ import pytest
 import tensorflow as tf
 
 import keras_kd
-from keras_kd import export
-from keras_kd.compression import automatic
+from keras_kd import export, surgery
+from keras_kd.compression import _strategies, automatic
+from keras_kd.surgery import _side_by_side
 
 L = keras.layers
 rng = np.random.default_rng(0)
@@ -221,3 +222,16 @@ def test_labels_without_a_loss_are_for_the_scores_alone(capsys):
     found = keras_kd.compress(build(), X, Y, budget=9000, max_trials=1, epochs=2, verbose=1)
     assert (found.what, found.attempts[-1].epochs) == ("accuracy", 2)
     assert "epoch 2/2, loss" in capsys.readouterr().out
+
+
+def test_what_does_not_fit_into_memory_does_not_count_for_the_fit_of_all_layers(monkeypatch):
+    model = build()
+    cut = surgery.remove_channels(model, {"a": range(32)}, data=X, verbose=0)
+    before = [weight.copy() for weight in cut.get_weights()]
+    monkeypatch.setattr(_side_by_side, "samples_that_fit", lambda _: 31)
+    assert _strategies.fitted(cut, model, X) is cut
+    for one, other in zip(cut.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(one, other)
+    monkeypatch.undo()
+    fitted = _strategies.fitted(cut, model, X).get_weights()
+    assert any(not np.array_equal(one, other) for one, other in zip(fitted, before, strict=True))
