@@ -2,6 +2,7 @@
 
 import json
 import re
+import types
 
 import keras
 import numpy as np
@@ -11,6 +12,7 @@ import tensorflow as tf
 import keras_kd
 from keras_kd import export, surgery
 from keras_kd.compression import _strategies, automatic
+from keras_kd.compression.results import Attempt
 from keras_kd.surgery import _side_by_side
 
 L = keras.layers
@@ -191,8 +193,11 @@ def test_a_budget_that_nothing_meets_is_told_the_smallest_file(model):
         ({"data": tf.data.Dataset.from_tensor_slices(X).batch(9)}, "`validation_data` must be given"),
         ({"data": X[:20]}, "`data` must have at least 64 samples"),
         ({"model": "resnet"}, "`model` must be"),
+        ({"seed": 1.5}, "`seed` must be a whole number of at least 0"),
+        ({"labels": np.where(Y == 1, np.nan, Y)}, r"`labels` must have finite labels.*for [0-9]+ of 400 samples"),
+        ({"validation_data": (X[:9], [0.0] * 8 + [np.inf])}, "`validation_data` must have finite labels.*1 of 9.*sample 8"),
     ],
-    ids=range(13),
+    ids=range(16),
 )
 def test_bad_input_is_refused_by_name(options, told, model):
     with pytest.raises((ValueError, TypeError), match=told):
@@ -201,7 +206,17 @@ def test_bad_input_is_refused_by_name(options, told, model):
 
 @pytest.mark.parametrize(
     ("given", "count"),
-    [("100KB", 100_000), ("1.5 MB", 1_500_000), ("2KiB", 2048), ("12b", 12), (7.9, 7), ("64", 64), ("20 %", "20%")],
+    [
+        ("100KB", 100_000),
+        ("1.5 MB", 1_500_000),
+        ("2KiB", 2048),
+        ("12b", 12),
+        (7.9, 7),
+        ("64", 64),
+        ("20 %", "20%"),
+        ("020.0%", "20%"),
+        ("33.3333333%", "33.3333333%"),
+    ],
 )
 def test_budgets_may_have_units(given, count):
     assert automatic.bytes_of(given) == count
@@ -222,6 +237,36 @@ def test_labels_without_a_loss_are_for_the_scores_alone(capsys):
     found = keras_kd.compress(build(), X, Y, budget=9000, max_trials=1, epochs=2, verbose=1)
     assert (found.what, found.attempts[-1].epochs) == ("accuracy", 2)
     assert "epoch 2/2, loss" in capsys.readouterr().out
+
+
+def test_a_file_that_gives_no_finite_numbers_is_none(monkeypatch):
+    class Broken(dict):
+        task = "numbers"
+        rows = ()
+
+    real = automatic.report.compare
+
+    def compare(files, *given, **options):
+        row = types.SimpleNamespace(accuracy=None, loss=None, agreement=1.0)
+        return Broken(this=row) if "whole" in files["this"].name else real(files, *given, **options)
+
+    monkeypatch.setattr(automatic.report, "compare", compare)
+    with pytest.raises(ValueError, match=r"No file could be made: `model` must give finite numbers.*whole.tflite"):
+        keras_kd.compress(build(1), X, X[:, :1], budget=9000, verbose=0)
+
+
+def test_of_equal_scores_the_smaller_file_is_published_and_then_the_earlier(tmp_path, monkeypatch):
+    monkeypatch.setattr(automatic._Work, "_measured", lambda *_: (0.5, "accuracy", "classes"))
+    work = object.__new__(automatic._Work)
+    work.folder, work.budget, work.verbose, work.state = tmp_path, 100, 0, {"attempts": {}, "what": "accuracy"}
+    published = []
+    for key, size in (("a", 90), ("b", 90), ("c", 80), ("d", 85), ("e", 101)):
+        for suffix in ("tflite", "int8.keras"):
+            (tmp_path / f"{key}.{suffix}").write_text(key)
+        work._record(key, Attempt(key, 1.0, 0, size, 0.0, 1, 0.0, False), 0.0)
+        published.append((tmp_path / "model.tflite").read_text())
+    assert published == ["a", "a", "c", "c", "c"]
+    assert work._ranked() == ["c", "d", "a", "b"]
 
 
 def test_what_does_not_fit_into_memory_does_not_count_for_the_fit_of_all_layers(monkeypatch):
