@@ -58,7 +58,7 @@ def compress(
 
     With a `folder` everything is kept there. The same call goes on where a former one was interrupted; with a larger `max_trials`
     it does more of them. A model card, `README.md`, says how the file was made, and what it and the original gave on the validation
-    data; one that you edited stays.
+    data; one that you edited stays, and one whose result is the same, too.
 
     Args:
         model: a built Functional or Sequential model, trained; for a Distiller, its student. It is not changed.
@@ -244,6 +244,10 @@ class _Work:
     def _keep(self) -> None:
         _files.write_atomically(self.folder / _STATE, json.dumps(self.state, indent=1).encode())
 
+    def _keep_card(self, written: dict[str, Any]) -> None:
+        self.state["card"] = written
+        self._keep()
+
     def say(self, text: str) -> None:
         """Prints a line."""
         if self.verbose:
@@ -405,9 +409,9 @@ class _Work:
         path = self.folder / f"{key}.keras"
         student = _loaded(path if path.exists() else self.folder / "original.keras")
         keras.utils.set_random_seed((self.settings["seed"] + len(self.attempts)) % (1 << 32))
-        quantization = self._fit(student, rate, epochs, deadline, former.bits)
+        quantization, ran, stopped = self._fit(student, rate, epochs, deadline, former.bits)
         name = f"{former.name}, trained" if not again else f"{former.name} again"
-        attempt = dataclasses.replace(former, name=name, epochs=former.epochs + epochs)
+        attempt = dataclasses.replace(former, name=name, epochs=former.epochs + ran, stopped=former.stopped or stopped)
         try:
             quantised = quantization.quantized_model()
             size = export.to_litert(
@@ -417,10 +421,11 @@ class _Work:
             quantised.save(self.folder / f"{target}.int8.keras")
             attempt = dataclasses.replace(attempt, size=size)
         except (ValueError, RuntimeError) as error:
-            attempt = dataclasses.replace(attempt, epochs=epochs, size=0, note=str(error).splitlines()[0])
+            attempt = dataclasses.replace(attempt, size=0, note=str(error).splitlines()[0])
         self._record(target, attempt, began)
 
-    def _fit(self, student: Any, rate: float, epochs: int, deadline: float, bits: int) -> Quantization:
+    def _fit(self, student: Any, rate: float, epochs: int, deadline: float, bits: int) -> tuple[Quantization, int, bool]:
+        """Trains; gives also how many epochs were begun, and whether the time ended them."""
         kd = {"classes": losses.KDLoss(temperature=4.0), "binary": losses.KDLoss(activation="sigmoid")}
         teaches = kd.get(self.state["task"]) or keras.losses.MeanSquaredError()
         weight = 0.3 if self.loss is not None else 0.0
@@ -428,11 +433,9 @@ class _Work:
         steps = epochs * self.data.steps()
         rates = keras.optimizers.schedules.CosineDecay(rate, steps)
         distiller.compile(keras.optimizers.Adam(rates), self.loss)
-        quantization = Quantization(bits)
-        distiller.fit(
-            **self.data.fit_arguments(), epochs=epochs, verbose=0, callbacks=[quantization, _Watch(deadline, epochs, self.say)]
-        )
-        return quantization
+        quantization, watch = Quantization(bits), _Watch(deadline, epochs, self.say)
+        history = distiller.fit(**self.data.fit_arguments(), epochs=epochs, verbose=0, callbacks=[quantization, watch])
+        return quantization, len(history.epoch), watch.is_over and int(distiller.optimizer.iterations) < steps
 
     def result(self) -> Compression:
         """The best attempt within the budget.
@@ -457,10 +460,9 @@ class _Work:
             weakref.finalize(found, shutil.rmtree, self.folder, ignore_errors=True)
         _files.write_atomically(self.folder / "report.json", found.to_json().encode())
         if self._end is None:
-            card = write_card(found, self.data.validation, self.settings["learning_rate"], self.state.get("card"))
-            if card is not None:
-                self.state["card"] = card
-                self._keep()
+            rate, written = self.settings["learning_rate"], self.state.get("card")
+            if not write_card(found, self.data.validation, rate, written, self._keep_card):
+                self.say("README.md was edited, and stays as it is; delete it for a new one")
         self.say(f"chosen: {found.best.name}, {found.best.size:,} bytes, {found.what} {found.best.score:.4f}")
         return found
 
@@ -480,7 +482,7 @@ class _Watch(keras.callbacks.Callback):
     def __init__(self, deadline: float, epochs: int, say: Any) -> None:
         super().__init__()
         self.deadline, self.epochs, self.say = deadline, epochs, say
-        self.began = time.monotonic()
+        self.began, self.is_over = time.monotonic(), False
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Says the loss, and how long it will take."""
@@ -490,4 +492,4 @@ class _Watch(keras.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Looks at the clock."""
         if time.monotonic() >= self.deadline:
-            self.model.stop_training = True
+            self.model.stop_training = self.is_over = True

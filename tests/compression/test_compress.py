@@ -1,5 +1,6 @@
 """compress: the best file within a budget, measured, kept, and gone on with."""
 
+import dataclasses
 import json
 import re
 import types
@@ -11,8 +12,8 @@ import tensorflow as tf
 
 import keras_kd
 from keras_kd import export, surgery
-from keras_kd.compression import _strategies, automatic
-from keras_kd.compression.results import Attempt
+from keras_kd.compression import _card, _strategies, automatic
+from keras_kd.compression.results import Attempt, Compression
 from keras_kd.surgery import _side_by_side
 
 L = keras.layers
@@ -79,7 +80,7 @@ def test_weights_of_4_bits_are_tried(done):
     assert cut.parameters > made["channels"].parameters
 
 
-def test_the_card_of_the_folder_says_what_was_done_and_measured_and_an_edited_one_stays(done, model, monkeypatch):
+def test_the_card_of_the_folder_says_what_was_done_and_measured_and_an_edited_one_stays(done, model, monkeypatch, capsys):
     found, folder, arguments = done
     card = folder / "README.md"
     text = card.read_text()
@@ -95,8 +96,9 @@ def test_the_card_of_the_folder_says_what_was_done_and_measured_and_an_edited_on
     keras_kd.compress(model, X, Y, max_trials=1, **arguments)
     assert "| compressed |" in card.read_text()
     card.write_text("edited")
-    keras_kd.compress(model, X, Y, max_trials=1, **arguments)
+    keras_kd.compress(model, X, Y, max_trials=1, **arguments | {"verbose": 1})
     assert card.read_text() == "edited"
+    assert "README.md was edited, and stays as it is" in capsys.readouterr().out
     card.write_text(text)
 
 
@@ -239,6 +241,41 @@ def test_labels_without_a_loss_are_for_the_scores_alone(capsys):
     assert "epoch 2/2, loss" in capsys.readouterr().out
 
 
+def test_numpy_numbers_and_other_spellings_go_on_in_the_folder_and_an_unchanged_result_leaves_the_card(tmp_path, monkeypatch):
+    model = build()
+    arguments = {"validation_data": (X[:50], Y[:50]), "max_trials": np.int64(0), "folder": tmp_path, "verbose": 0}
+    numbers = {"learning_rate": np.float32(1e-3), "seed": np.int64(3), "batch_size": np.int32(64), "epochs": np.int8(1)}
+    found = keras_kd.compress(model, X, Y, budget="99.0%", **arguments, **numbers)
+    before = (tmp_path / "README.md").stat().st_mtime_ns
+    written, copy = [], automatic.shutil.copyfile
+    monkeypatch.setattr(automatic.shutil, "copyfile", lambda source, target: written.append(target) or copy(source, target))
+    again = keras_kd.compress(model, X, Y, budget="099%", **arguments, **numbers)
+    assert again.attempts == found.attempts
+    assert (tmp_path / "README.md").stat().st_mtime_ns == before
+    assert {path.suffix for path in written} == {".part"}  # a file is whole at its place, or not there
+
+
+def test_a_training_that_the_time_ended_tells_the_epochs_it_began_and_a_failed_one_keeps_the_sum(tmp_path, monkeypatch):
+    def train(work, *_):
+        work._train("whole", again=False, deadline=0.0)
+        monkeypatch.setattr(automatic.Quantization, "quantized_model", failing)
+        work._train("whole_trained", again=True, deadline=np.inf)
+
+    def failing(_):
+        raise ValueError("no file of this")
+
+    monkeypatch.setattr(automatic._Work, "train", train)
+    monkeypatch.setattr(automatic._Work, "_measured", lambda _, path: (float("trained" in path.name), "accuracy", "classes"))
+    found = keras_kd.compress(build(), X, Y, budget=9000, validation_data=(X[:50], Y[:50]), epochs=3, folder=tmp_path, verbose=0)
+    _, trained, again = found.attempts
+    assert (trained.epochs, trained.stopped) == (1, True)
+    assert (again.epochs, again.size, again.note) == (4, 0, "no file of this")
+    assert "chosen, stopped by the time limit" in str(found)
+    card = (tmp_path / "README.md").read_text()
+    assert "for 1 epoch in" in card
+    assert "0.001 that was to fall to 0; stopped by the time limit." in card
+
+
 def test_a_file_that_gives_no_finite_numbers_is_none(monkeypatch):
     class Broken(dict):
         task = "numbers"
@@ -267,6 +304,47 @@ def test_of_equal_scores_the_smaller_file_is_published_and_then_the_earlier(tmp_
         published.append((tmp_path / "model.tflite").read_text())
     assert published == ["a", "a", "c", "c", "c"]
     assert work._ranked() == ["c", "d", "a", "b"]
+
+
+def made(folder, **changes):
+    best = dataclasses.replace(Attempt("int8", 1.0, 0, 9, 0.5, 1, 0.0, True), **changes)
+    return Compression(None, folder / "model.tflite", best, (best,), 10, 0.6, 20, "accuracy")
+
+
+@pytest.mark.parametrize(("bits", "epochs"), [(8, 0), (4, 0), (4, 2)])
+def test_the_card_says_of_how_many_bits_the_integers_are(bits, epochs, tmp_path):
+    (step,) = [one for one in _card._steps(made(tmp_path, bits=bits, epochs=epochs), 1e-3) if "bits" in one]
+    assert f"weights of {bits} bits, activations of 8" in step
+    assert ("that falls to 0." in step) == bool(epochs)
+
+
+def test_an_interruption_at_the_card_does_not_make_it_that_of_somebody_else(tmp_path, monkeypatch):
+    calls, state = [], [None]
+    monkeypatch.setattr(_card.report, "compare", lambda *_, **__: None)
+
+    def model_card(file, path, made, **_):
+        calls.append(path)
+        path.write_text("\n".join(made))
+        return path
+
+    def write(**changes):
+        return _card.write_card(made(tmp_path, **changes), (None, None), 1e-3, state[0], lambda one: state.__setitem__(0, one))
+
+    monkeypatch.setattr(_card.report, "model_card", model_card)
+    card = tmp_path / "README.md"
+    assert write()
+    assert write()
+    assert len(calls) == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(type(card), "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            write(bits=4)
+    assert "of 8 bits" in card.read_text()
+    assert write(bits=4)
+    assert "of 4 bits" in card.read_text()
+    card.write_text("edited")
+    assert not write(bits=4)
+    assert card.read_text() == "edited"
 
 
 def test_what_does_not_fit_into_memory_does_not_count_for_the_fit_of_all_layers(monkeypatch):
