@@ -25,6 +25,9 @@ class Data:
         calibration: at most 1,000 inputs, nested as the model takes them.
         validation: inputs and labels or None, as arrays.
         has_labels: whether the training has labels.
+
+    Raises:
+        ValueError: for data that do not fit, and for labels that are not finite.
     """
 
     def __init__(self, data: Any, labels: Any, validation: Any, batch_size: int, seed: int) -> None:
@@ -36,6 +39,7 @@ class Data:
             )
         if validation is None and not is_array:
             raise ValueError("`validation_data` must be given with batches. Received: validation_data=None.")
+        _check_finite("labels", labels)
         self._arrays = (data, labels) if is_array else None
         self._batches = data
         self._batch_size = batch_size
@@ -44,6 +48,7 @@ class Data:
         else:
             pair = validation if isinstance(validation, tuple) and len(validation) == 2 else (validation, None)
             self.validation = _whole(*pair)
+            _check_finite("validation_data", self.validation[1])
         found = _first(self._arrays[0], CALIBRATION) if self._arrays else _whole(self._batches, None, CALIBRATION)[0]
         self.calibration = found
         first = next(_batching.batches(*(self._arrays or (data, None)), size=1, required=False))
@@ -80,6 +85,16 @@ class Data:
 def _are_arrays(data: Any) -> bool:
     flat = keras.tree.flatten(data) if isinstance(data, dict | list | tuple) else [data]
     return bool(flat) and all(hasattr(one, "shape") and hasattr(one, "dtype") for one in flat)
+
+
+def _check_finite(name: str, labels: Any) -> None:
+    for one in () if labels is None else map(np.asarray, keras.tree.flatten(_batching.as_arrays(labels))):
+        if one.ndim and one.dtype.kind == "f" and not np.isfinite(one).all():
+            rows = np.flatnonzero(~np.isfinite(one.reshape(len(one), -1)).all(1))
+            raise ValueError(
+                f"`{name}` must have finite labels. Received: NaN or infinity for {len(rows):,} of {len(one):,} samples, first for "
+                f"sample {rows[0]}. Leave these samples out."
+            )
 
 
 def _first(x: Any, count: int) -> Any:

@@ -3,10 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
-import keras
-
 from keras_kd import surgery
-from keras_kd.surgery import _costs, reconstruction
+from keras_kd.surgery import _side_by_side, reconstruction
 
 Way = Callable[[Any, float, Any], Any]
 
@@ -27,10 +25,9 @@ def both(model: Any, share: float, data: Any) -> Any:
 
 
 def fitted(cut: Any, model: Any, data: Any) -> Any:
-    """What was cut, all layers fitted together to what the model gives, as far as that is a matter of seconds."""
-    macs = _costs.macs_of(cut)
-    epochs = 0 if macs is None else reconstruction.epochs_within_reason(len(keras.tree.flatten(data)[0]), macs)
-    return surgery.reconstruct(cut, model, data, epochs=epochs, verbose=0) if epochs else cut
+    """What was cut, in place, all layers fitted together to what the model gives, as far as that is a matter of seconds."""
+    reconstruction.fit_where_it_pays(cut, model, [x for x, _ in _side_by_side.samples_of(model, data, None)])
+    return cut
 
 
 WAYS: dict[str, Way] = {"channels": channels, "channels and rank": both, "rank": rank}

@@ -58,7 +58,7 @@ def compress(
 
     With a `folder` everything is kept there. The same call goes on where a former one was interrupted; with a larger `max_trials`
     it does more of them. A model card, `README.md`, says how the file was made, and what it and the original gave on the validation
-    data; one that you edited stays.
+    data; one that you edited stays, and one whose result is the same, too.
 
     Args:
         model: a built Functional or Sequential model, trained; for a Distiller, its student. It is not changed.
@@ -89,7 +89,7 @@ def compress(
     Raises:
         TypeError: if `model` is no Keras model, or an argument of another type.
         ValueError: if nothing fits the budget: the message names the smallest file that was made; for subclassed models, arguments
-            out of range, data that do not fit, and a folder of another compression.
+            out of range, data that do not fit, labels that are not finite, and a folder of another compression.
 
     Example:
 
@@ -100,15 +100,15 @@ def compress(
     (True, 'model.tflite')
     """
     check_verbose(verbose)
-    _check(max_trials, max_minutes, epochs, batch_size, learning_rate)
+    _check(max_trials, max_minutes, epochs, batch_size, learning_rate, seed)
     model = _checked(model)
-    held = Data(data, labels, validation_data, batch_size, seed)
+    held = Data(data, labels, validation_data, int(batch_size), int(seed))
     settings = {
         "budget": bytes_of(budget),
         "epochs": int(epochs),
-        "learning_rate": learning_rate,
+        "learning_rate": float(learning_rate),
         "batch_size": int(batch_size),
-        "seed": seed,
+        "seed": int(seed),
     }
     work = _Work(model, held, settings, _loss_of(model, loss, held), folder, verbose)
     try:
@@ -136,7 +136,7 @@ def bytes_of(budget: Any) -> int | str:
     if isinstance(budget, str):
         parts = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-zA-Z]*|%)\s*", budget)
         if parts is not None and parts[2] == "%" and 0 < float(parts[1]) <= 100:
-            return f"{parts[1]}%"
+            return f"{float(parts[1]):.15g}%"  # one text for one share
         if parts is None or parts[2].lower() not in _UNITS:
             raise ValueError(
                 f'`budget` must be bytes, as 100000, "100KB", "98KiB" or "1.5MB", or a share up to "100%". Received: '
@@ -150,8 +150,9 @@ def bytes_of(budget: Any) -> int | str:
     return int(float(budget))
 
 
-def _check(max_trials: Any, max_minutes: Any, epochs: Any, batch_size: Any, learning_rate: Any) -> None:
-    for name, value, least in (("max_trials", max_trials, 0), ("epochs", epochs, 1), ("batch_size", batch_size, 1)):
+def _check(max_trials: Any, max_minutes: Any, epochs: Any, batch_size: Any, learning_rate: Any, seed: Any) -> None:
+    whole = (("max_trials", max_trials, 0), ("epochs", epochs, 1), ("batch_size", batch_size, 1), ("seed", seed, 0))
+    for name, value, least in whole:
         if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
             raise ValueError(f"`{name}` must be a whole number of at least {least}. Received: {name}={value!r}.")
     for name, value in (("max_minutes", max_minutes), ("learning_rate", learning_rate)):
@@ -243,6 +244,10 @@ class _Work:
     def _keep(self) -> None:
         _files.write_atomically(self.folder / _STATE, json.dumps(self.state, indent=1).encode())
 
+    def _keep_card(self, written: dict[str, Any]) -> None:
+        self.state["card"] = written
+        self._keep()
+
     def say(self, text: str) -> None:
         """Prints a line."""
         if self.verbose:
@@ -332,11 +337,15 @@ class _Work:
 
     def _record(self, key: str, attempt: Attempt, began: float) -> Attempt:
         """Measures the file of an attempt, and keeps what came of it."""
-        score = self._measured(self.folder / f"{key}.tflite")[0] if attempt.size else 0.0
+        score = 0.0
+        try:
+            score = self._measured(self.folder / f"{key}.tflite")[0] if attempt.size else 0.0
+        except _NotFiniteError as error:
+            attempt = dataclasses.replace(attempt, size=0, note=str(error))
         seconds, fits = round(time.monotonic() - began, 1), 0 < attempt.size <= self.budget
         found = dataclasses.replace(attempt, score=score, seconds=seconds, fits=fits)
         self.state["attempts"][key] = vars(found)
-        if fits and score >= max(one.score for one in self.attempts.values() if one.fits):
+        if self._ranked()[:1] == [key]:
             self._publish(key)
         self._keep()
         over = "" if fits else f", {found.size - self.budget:,} bytes over the budget"
@@ -344,6 +353,11 @@ class _Work:
         told = found.note or f"{found.size:,} bytes{over}, {self.state['what']} {score:.4f}{trained}"
         self.say(f"{found.name}: {told}")
         return found
+
+    def _ranked(self) -> list[str]:
+        """Keys of the files within the budget, the best one first; of equal ones the smaller, and then the earlier."""
+        within = {key: one for key, one in self.attempts.items() if one.fits}
+        return sorted(within, key=lambda key: (-within[key].score, within[key].size))
 
     def _publish(self, key: str) -> pathlib.Path:
         """Makes an attempt the folder's model."""
@@ -353,16 +367,24 @@ class _Work:
         return self.folder / "model.tflite"
 
     def _measured(self, path: pathlib.Path) -> tuple[float, str, str]:
-        """Score of a file, what it is, and the task."""
+        """Score of a file, what it is, and the task.
+
+        Raises:
+            _NotFiniteError: if it gives NaN or infinity.
+        """
         x, y = self.data.validation
         files = {"this": path} if y is not None else {"original": self.folder / "original.tflite", "this": path}
         found = report.compare(files, x, y, latency=False, verbose=0)
         row = found["this"]
         if row.accuracy is not None:
             return row.accuracy, "accuracy", found.task
-        if y is not None and row.loss is not None:
-            return -row.loss, "minus the mean squared error", found.task
-        return row.agreement if row.agreement is not None else 0.0, "agreement", found.task
+        if y is None:
+            return row.agreement if row.agreement is not None else 0.0, "agreement", found.task
+        if row.loss is None:
+            raise _NotFiniteError(
+                f'`model` must give finite numbers for the validation data. Received: NaN or infinity from "{path.name}".'
+            )
+        return -row.loss, "minus the mean squared error", found.task
 
     # Training
 
@@ -371,7 +393,7 @@ class _Work:
         while True:
             attempts = self.attempts
             done = [key for key, one in attempts.items() if one.epochs]
-            within = sorted((key for key, one in attempts.items() if one.fits), key=lambda key: -attempts[key].score)
+            within = self._ranked()
             new = [key for key in within if not attempts[key].epochs and f"{key}_trained" not in attempts]
             left = new or [key for key in within if attempts[key].epochs and f"{key}_again" not in attempts]
             if len(done) >= max_trials or not left or time.monotonic() >= deadline:
@@ -386,10 +408,10 @@ class _Work:
         self.say(f"{former.name}: distilling for {epochs} epochs at a learning rate of {rate:.2g}")
         path = self.folder / f"{key}.keras"
         student = _loaded(path if path.exists() else self.folder / "original.keras")
-        keras.utils.set_random_seed(self.settings["seed"] + len(self.attempts))
-        quantization = self._fit(student, rate, epochs, deadline, former.bits)
+        keras.utils.set_random_seed((self.settings["seed"] + len(self.attempts)) % (1 << 32))
+        quantization, ran, stopped = self._fit(student, rate, epochs, deadline, former.bits)
         name = f"{former.name}, trained" if not again else f"{former.name} again"
-        attempt = dataclasses.replace(former, name=name, epochs=former.epochs + epochs)
+        attempt = dataclasses.replace(former, name=name, epochs=former.epochs + ran, stopped=former.stopped or stopped)
         try:
             quantised = quantization.quantized_model()
             size = export.to_litert(
@@ -399,10 +421,11 @@ class _Work:
             quantised.save(self.folder / f"{target}.int8.keras")
             attempt = dataclasses.replace(attempt, size=size)
         except (ValueError, RuntimeError) as error:
-            attempt = dataclasses.replace(attempt, epochs=epochs, size=0, note=str(error).splitlines()[0])
+            attempt = dataclasses.replace(attempt, size=0, note=str(error).splitlines()[0])
         self._record(target, attempt, began)
 
-    def _fit(self, student: Any, rate: float, epochs: int, deadline: float, bits: int) -> Quantization:
+    def _fit(self, student: Any, rate: float, epochs: int, deadline: float, bits: int) -> tuple[Quantization, int, bool]:
+        """Trains; gives also how many epochs were begun, and whether the time ended them."""
         kd = {"classes": losses.KDLoss(temperature=4.0), "binary": losses.KDLoss(activation="sigmoid")}
         teaches = kd.get(self.state["task"]) or keras.losses.MeanSquaredError()
         weight = 0.3 if self.loss is not None else 0.0
@@ -410,11 +433,9 @@ class _Work:
         steps = epochs * self.data.steps()
         rates = keras.optimizers.schedules.CosineDecay(rate, steps)
         distiller.compile(keras.optimizers.Adam(rates), self.loss)
-        quantization = Quantization(bits)
-        distiller.fit(
-            **self.data.fit_arguments(), epochs=epochs, verbose=0, callbacks=[quantization, _Watch(deadline, epochs, self.say)]
-        )
-        return quantization
+        quantization, watch = Quantization(bits), _Watch(deadline, epochs, self.say)
+        history = distiller.fit(**self.data.fit_arguments(), epochs=epochs, verbose=0, callbacks=[quantization, watch])
+        return quantization, len(history.epoch), watch.is_over and int(distiller.optimizer.iterations) < steps
 
     def result(self) -> Compression:
         """The best attempt within the budget.
@@ -422,10 +443,8 @@ class _Work:
         Raises:
             ValueError: if there is none.
         """
-        attempts = self.attempts
-        within = {key: one for key, one in attempts.items() if one.fits}
-        known = self.state["original"]
-        if not within:
+        attempts, ranked, known = self.attempts, self._ranked(), self.state["original"]
+        if not ranked:
             made = [one for one in attempts.values() if one.size]
             least = min(made, key=lambda one: one.size) if made else None
             told = "No file could be made: " + "; ".join(one.note for one in attempts.values())
@@ -433,25 +452,23 @@ class _Work:
                 more = least.size - self.budget
                 told = f'The smallest file that was made has {least.size:,} bytes ("{least.name}"), {more:,} too many'
             raise ValueError(f"`budget` must be one that can be met. Received: {self.budget:,} bytes. {told}.")
-        key = max(within, key=lambda one: within[one].score)
-        target = self.folder / "model.tflite"
-        shutil.copyfile(self.folder / f"{key}.tflite", target)
-        model = _loaded(self.folder / f"{key}.int8.keras")
-        shutil.copyfile(self.folder / f"{key}.int8.keras", self.folder / "model.keras")
-        found = Compression(
-            model, target, within[key], tuple(attempts.values()), self.budget, known["score"], known["size"], self.state["what"]
-        )
+        target = self._publish(ranked[0])
+        model, best, several = _loaded(self.folder / "model.keras"), attempts[ranked[0]], tuple(attempts.values())
+        found = Compression(model, target, best, several, self.budget, known["score"], known["size"], self.state["what"])
         if self._end is not None:  # a temporary folder lives as long as the result
             self._end.detach()
             weakref.finalize(found, shutil.rmtree, self.folder, ignore_errors=True)
         _files.write_atomically(self.folder / "report.json", found.to_json().encode())
         if self._end is None:
-            card = write_card(found, self.data.validation, self.settings["learning_rate"], self.state.get("card"))
-            if card is not None:
-                self.state["card"] = card
-                self._keep()
+            rate, written = self.settings["learning_rate"], self.state.get("card")
+            if not write_card(found, self.data.validation, rate, written, self._keep_card):
+                self.say("README.md was edited, and stays as it is; delete it for a new one")
         self.say(f"chosen: {found.best.name}, {found.best.size:,} bytes, {found.what} {found.best.score:.4f}")
         return found
+
+
+class _NotFiniteError(ValueError):
+    """A file gives NaN or infinity."""
 
 
 def _loaded(path: pathlib.Path) -> Any:
@@ -465,7 +482,7 @@ class _Watch(keras.callbacks.Callback):
     def __init__(self, deadline: float, epochs: int, say: Any) -> None:
         super().__init__()
         self.deadline, self.epochs, self.say = deadline, epochs, say
-        self.began = time.monotonic()
+        self.began, self.is_over = time.monotonic(), False
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Says the loss, and how long it will take."""
@@ -475,4 +492,4 @@ class _Watch(keras.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Looks at the clock."""
         if time.monotonic() >= self.deadline:
-            self.model.stop_training = True
+            self.model.stop_training = self.is_over = True

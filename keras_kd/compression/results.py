@@ -15,7 +15,7 @@ class Attempt:
     Attributes:
         name: how: such as "channels, trained".
         share: of the work that was to be kept when channels and ranks were chosen.
-        epochs: of distillation; 0 without any.
+        epochs: of distillation, those that were begun; 0 without any.
         size: bytes of the LiteRT file; 0 if there is none.
         score: accuracy of the file on the validation data, in [0, 1]; without labels its agreement with the original; for numbers
             minus the mean squared error.
@@ -24,6 +24,7 @@ class Attempt:
         fits: whether the file is within the budget.
         note: why there is no file; "" otherwise.
         bits: of the kernels' weights.
+        stopped: whether the time limit ended a training, so that the last of the epochs may not be a whole one.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Attempt:
     fits: bool
     note: str = ""
     bits: int = 8
+    stopped: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +84,7 @@ class Compression:
         made.add_row("original, float32", f"{self.original_score:.4f}", f"{self.original_size:,}", "", "", "", "")
         for one in self.attempts:
             mark = "chosen" if one == self.best else one.note if one.note else "" if one.fits else "over the budget"
+            mark = ", ".join(filter(None, [mark, "stopped by the time limit" * one.stopped]))
             score, size = ("", "") if one.note else (f"{one.score:.4f}", f"{one.size:,}")
             made.add_row(one.name, score, size, f"{one.parameters:,}", str(one.epochs or ""), f"{one.seconds:.0f}", mark)
         console = Console(width=140, markup=False, highlight=False, color_system=None, force_jupyter=False)

@@ -18,6 +18,7 @@ from keras_kd.surgery._shrinkage import Covariance
 _WORK = 4e10  # multiply-accumulates for the moments of one read point
 _LEAST = 8  # rows a channel, whatever the work
 _RIDGE = 1e-3  # of the mean variance
+_TINY = float(np.finfo("float32").tiny)
 _FEW = 0.1  # of the mean variance for each number a row, of heads: in few rows any number seems to be a combination of many others
 _MEMORY = 1 << 28  # bytes for a pass with gradients
 
@@ -270,7 +271,8 @@ class Curvature:
                 raise ValueError("`data` must give finite numbers everywhere. Received: NaN or infinity in what a layer reads.")
             n = len(covariance)
             share = max(_RIDGE, _FEW * n / moments.rows) if point.axis == HEADS else _RIDGE
-            covariance.flat[:: n + 1] += share * float(np.trace(covariance)) / n or 1.0
+            lost = n * _TINY  # what single precision may have taken for 0: without it, tiny values would leave no inverse
+            covariance.flat[:: n + 1] += (share * float(np.trace(covariance)) / n or 1.0) + lost
             self._precisions[key] = np.linalg.inv(covariance)
         return self._precisions[key]
 

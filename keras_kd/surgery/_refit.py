@@ -103,8 +103,7 @@ class _Walk(_side_by_side.Walk):
     title = "refit"
 
     def __init__(self, rebuilt: Rebuilt, verbose: Verbose) -> None:
-        super().__init__(rebuilt.found, rebuilt)
-        self.verbose = verbose
+        super().__init__(rebuilt.found, rebuilt, verbose)
         self.rebuilt = rebuilt
         self.done: dict[str, Refit] = {}
         self.skipped: dict[str, str] = {}

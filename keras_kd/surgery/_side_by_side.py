@@ -104,19 +104,18 @@ class Walk:
     Args:
         found: analysis of the old model.
         rebuilt: both models; None for the old one alone.
+        verbose: of the progress, which counts calls of layers.
 
     Attributes:
         records: of the old model's layers by `id`.
         alone: whether only the old network runs.
         title: what the progress of a pass is called.
-        verbose: of this progress, which counts calls of layers.
     """
 
     title = ""
-    verbose: Verbose = 0
 
-    def __init__(self, found: Analysis, rebuilt: Rebuilt | None = None) -> None:
-        self.found, self._both = found, rebuilt
+    def __init__(self, found: Analysis, rebuilt: Rebuilt | None = None, verbose: Verbose = 0) -> None:
+        self.found, self._both, self._verbose = found, rebuilt, verbose
         self._replacements = {} if rebuilt is None else rebuilt.replacements
         self.records = found.records
         self.alone = rebuilt is None
@@ -141,7 +140,7 @@ class Walk:
     def through(self, inputs: list[Any]) -> None:
         """Runs the whole model: for each of its inputs, lists of batches."""
         calls = sum(1 for _ in _nodes.calls_of(self.found.model))
-        with Progress(calls, what="layers", title=self.title, verbose=self.verbose) as self._progress:
+        with Progress(calls, what="layers", title=self.title, verbose=self._verbose) as self._progress:
             self._through(self.found.model, inputs, inputs, 1)
 
     def sampled(self, count: int, samples: int, batches: int, columns: int) -> tuple[np.ndarray, np.ndarray]:

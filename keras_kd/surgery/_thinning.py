@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from keras_kd._moments import Moments
+from keras_kd._progress import Verbose
 from keras_kd.surgery import _reading
 from keras_kd.surgery._analysis import Analysis
 from keras_kd.surgery._rebuild import Rebuilt
@@ -155,10 +156,11 @@ class Gathering(Walk):
         found: analysis of the model.
         wide: the layers, and whether their inputs are looked at, too.
         rebuilt: the new model beside it.
+        verbose: of the progress.
     """
 
-    def __init__(self, found: Analysis, wide: Mapping[Site, bool], rebuilt: Rebuilt | None = None) -> None:
-        super().__init__(found, rebuilt)
+    def __init__(self, found: Analysis, wide: Mapping[Site, bool], rebuilt: Rebuilt | None = None, verbose: Verbose = 0) -> None:
+        super().__init__(found, rebuilt, verbose)
         self.sites = {id(site.layer): site for site in wide}
         self.wide = wide
         self.sums: dict[str, Sums] = {}
@@ -200,12 +202,13 @@ class Curves(Gathering):
     Args:
         found: analysis of the model.
         methods: the layers, and the methods that are looked at.
+        verbose: of the progress.
     """
 
     title = "ranks"
 
-    def __init__(self, found: Analysis, methods: Mapping[Site, tuple[str, ...]]) -> None:
-        super().__init__(found, {site: "spatial" in some for site, some in methods.items()})
+    def __init__(self, found: Analysis, methods: Mapping[Site, tuple[str, ...]], verbose: Verbose = 0) -> None:
+        super().__init__(found, {site: "spatial" in some for site, some in methods.items()}, verbose=verbose)
         self.methods = methods
         self.calls: dict[str, int] = {}
         self.lost: dict[str, dict[str, np.ndarray]] = {}
@@ -226,13 +229,14 @@ class Fitting(Gathering):
     Args:
         rebuilt: both models.
         picks: method and rank of the layers.
+        verbose: of the progress.
     """
 
     title = "fit"
 
-    def __init__(self, rebuilt: Rebuilt, picks: Mapping[Site, tuple[str, int]]) -> None:
+    def __init__(self, rebuilt: Rebuilt, picks: Mapping[Site, tuple[str, int]], verbose: Verbose = 0) -> None:
         single = {site: method == "spatial" for site, (method, _) in picks.items() if len(site.nodes) == 1}
-        super().__init__(rebuilt.found, single, rebuilt)
+        super().__init__(rebuilt.found, single, rebuilt, verbose)
         self.rebuilt = rebuilt
         self.picks = picks
         self.fits: dict[str, Fit] = {}

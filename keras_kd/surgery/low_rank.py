@@ -310,8 +310,7 @@ def _macs_of(model: Any, sites: Mapping[str, Site]) -> int | None:
 def _curves(found: Analysis, wanted: Mapping[Site, tuple[str, ...]], inputs: Any, all_of_them: bool, verbose: Verbose) -> Curves:
     """What each rank loses, of the weights or, with data, of the outputs; with data also the moments of shared layers."""
     if inputs is not None:
-        curves = Curves(found, {site: methods for site, methods in wanted.items() if all_of_them or len(site.nodes) > 1})
-        curves.verbose = verbose
+        curves = Curves(found, {site: methods for site, methods in wanted.items() if all_of_them or len(site.nodes) > 1}, verbose)
         if curves.methods:
             curves.through(inputs)
         return curves
@@ -395,8 +394,7 @@ def _replacements(found: Analysis, picks: _Picks) -> dict[int, Replacement]:
 
 def _fitted(rebuilt: Rebuilt, picks: _Picks, curves: Curves, inputs: list[Any], verbose: Verbose) -> dict[str, Fit]:
     """Fits the new layers, those that are used several times first."""
-    walk = Fitting(rebuilt, picks)
-    walk.verbose = verbose
+    walk = Fitting(rebuilt, picks, verbose)
     for site, (method, rank) in picks.items():
         if len(site.nodes) > 1:
             walk.write(site, curves.sums[site.path], method, rank)

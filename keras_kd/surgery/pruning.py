@@ -18,7 +18,7 @@ from keras_kd.surgery._rebuild import Rebuilt
 from keras_kd.surgery._refit import refit
 from keras_kd.surgery.channels import SurgeryReport, report_of
 from keras_kd.surgery.graph import Group, groups_of
-from keras_kd.surgery.reconstruction import EPOCHS, Reconstruction, epochs_within_reason, fit_together
+from keras_kd.surgery.reconstruction import Reconstruction, fit_where_it_pays
 
 CRITERIA = ("redundancy", "magnitude", "taylor", "fisher", "batch_norm")
 Criterion = str | Callable[[Any, Group], Any]
@@ -140,9 +140,9 @@ def prune_channels(
             kept.
         scope: `"global"`: groups lose different shares. `"layer"`: all lose the same.
         reconstruct: where there are data, `"layers"`: layers that read removed channels are fitted to what they gave before, each
-            by least squares; `"together"`: and then all layers take 30 epochs of gradient descent; True: for as many epochs, 5 to
-            30, as 1e12 multiply-accumulates allow (some seconds to a minute), and for none with fewer than 256 samples; False: no
-            fit.
+            by least squares; `"together"`: and then all layers take 30 epochs of gradient descent, on at least 64 samples;
+            True: for as many epochs, 5 to 30, as 1e12 multiply-accumulates allow (some seconds to a minute), and for none with
+            fewer than 256 samples, of which as many count as fit into memory; False: no fit.
         round_to: the number of channels that a group keeps is a multiple of this, such as 8, if it loses any. A head of attention
             is as many as its values have.
         min_channels: each group keeps at least this many, counted in the same way.
@@ -156,7 +156,8 @@ def prune_channels(
     Raises:
         TypeError: if `model` is no Keras model, or a budget no number.
         ValueError: for subclassed and unbuilt models; for options out of range; where the criterion needs data and there are none;
-            for data of other shapes or with NaN; for a budget that cannot be met: the message names the smallest that can.
+            for data of other shapes or with NaN; for fewer than 64 samples with `reconstruct="together"`; for a budget that cannot
+            be met: the message names the smallest that can.
 
     Example:
 
@@ -198,7 +199,7 @@ def prune_channels(
         rebuilt, after, cost = _latency.within(planner, orders, curves, latency, verbose)
     batches = None if samples is None or not reconstruct else [x for x, _ in samples]
     refits, skipped = ([], {}) if batches is None else refit(rebuilt, batches, verbose)
-    together = None if batches is None else _together(rebuilt.model, model, batches, after[0], reconstruct, verbose)
+    together = None if batches is None else fit_where_it_pays(rebuilt.model, model, batches, reconstruct, verbose)
     if not return_report:
         return rebuilt.model
     plain = report_of(rebuilt, refits, skipped)
@@ -206,16 +207,6 @@ def prune_channels(
     return rebuilt.model, PruningReport(
         **vars(plain), macs=costs.macs, macs_after=after[0], cost=cost, note=note, together=together
     )
-
-
-def _together(
-    smaller: Any, model: Any, batches: list[list[Any]], macs: int, reconstruct: bool | str, verbose: Any
-) -> Reconstruction | None:
-    """Fits all layers together, if that is asked for and something has changed."""
-    if reconstruct == "layers" or smaller.count_params() == model.count_params():
-        return None
-    epochs = EPOCHS if reconstruct == "together" else epochs_within_reason(sum(len(batch[0]) for batch in batches), macs)
-    return fit_together(smaller, model, batches, epochs, verbose) if epochs else None
 
 
 def _check(budgets: dict[str, Any], criterion: Any, scope: Any, round_to: Any, min_channels: Any) -> None:

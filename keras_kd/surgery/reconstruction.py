@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from keras_kd import _lineage, _outputs
+from keras_kd import _lineage, _macs, _outputs
 from keras_kd._progress import Progress
 from keras_kd.surgery import _analysis, _nodes, _side_by_side
 from keras_kd.surgery._curvature import as_logits
@@ -126,16 +126,57 @@ def reconstruct(
             f'original="{original.name}". Nobody knows this of loaded and cloned models.'
         )
     batches = [x for x, _ in _side_by_side.samples_of(original, data, None)]
-    count = sum(len(batch[0]) for batch in batches)
-    if count < _FEWEST:
-        raise ValueError(f"`data` must have at least {_FEWEST} samples. Received: {count}. Better are 1,000.")
+    _check_enough(_count(batches))
     new = Rebuilt(_analysis.analyse(model), set()).model
     report = fit_together(new, original, batches, epochs, verbose)
     return (new, report) if return_report else new
 
 
+def _count(batches: list[list[Any]]) -> int:
+    return sum(len(batch[0]) for batch in batches)
+
+
+def _check_enough(count: int) -> None:
+    if count < _FEWEST:
+        raise ValueError(f"`data` must have at least {_FEWEST} samples that fit into memory. Received: {count}. Better are 1,000.")
+
+
+def fit_where_it_pays(
+    model: Any, original: Any, batches: list[list[Any]], how: bool | str = True, verbose: Any = 0
+) -> Reconstruction | None:
+    """Fits a new model to the one that it was made from, in place, where that was asked for: the one rule of all that do so.
+
+    Args:
+        model: made by surgery from `original`, and nobody else's yet.
+        original: what it shall be like.
+        batches: flat inputs, as many as are held.
+        how: True: for as many epochs as are within reason, perhaps none; `"together"`: for 30; else for none.
+        verbose: of the progress.
+
+    Returns:
+        What was done; None where nothing was, or nothing is to be done, as nothing was removed.
+
+    Raises:
+        ValueError: for fewer than 64 samples with `"together"`.
+    """
+    if how not in (True, "together") or model.count_params() == original.count_params():
+        return None
+    epochs, count = EPOCHS, _count(batches)
+    if how == "together":
+        _check_enough(count)
+    else:
+        epochs = epochs_within_reason(count, _macs_of(model, batches[0])) if count >= _AUTO_SAMPLES else 0
+    return fit_together(model, original, batches, epochs, verbose) if epochs else None
+
+
+def _macs_of(model: Any, batch: list[Any]) -> int:
+    """Multiply-accumulates of a sample of the lengths that the data have."""
+    sample = keras.tree.pack_sequence_as(_nodes.graph_of(model)._inputs_struct, [np.asarray(x[:1]) for x in batch])
+    return int(sum(row.macs or 0 for row in _macs.measure(model, sample)[0]))
+
+
 def epochs_within_reason(samples: int, macs: int) -> int:
-    """How many epochs `prune_channels` takes by itself: none for few samples, and where they would take minutes.
+    """How many epochs are taken without being asked for: none for few samples, and where they would take minutes.
 
     Args:
         samples: their number.

@@ -10,12 +10,11 @@ import numpy as np
 from keras_tuner.errors import FailedTrialError, FatalTypeError, FatalValueError
 
 from keras_kd import _batching, surgery
-from keras_kd.surgery import _analysis, _side_by_side
+from keras_kd.surgery import _analysis, _side_by_side, reconstruction
 from keras_kd.surgery._rebuild import Rebuilt
 from keras_kd.tuner.hypermodels import KEYS, DistillationHyperModel
 
 _STEPS = ("channels", "rank")
-_LEAST_TOGETHER = 256  # samples that a fit of all layers together does not only learn by heart
 
 
 class CompressionHyperModel(DistillationHyperModel):
@@ -47,7 +46,7 @@ class CompressionHyperModel(DistillationHyperModel):
             thousands of samples, without labels, of which as many are kept as fit into about 1 GB.
         search: what is searched, see above.
         reconstruct: whether what surgery leaves is fitted to what the model gave: as in `surgery.prune_channels`. What is
-            factorized is fitted together, too, unless it is False or "layers", or there are fewer than 256 samples.
+            factorized is fitted together by the same rule.
         surgery_options: more arguments of `surgery.prune_channels`, such as `{"round_to": 8}` or `{"criterion": "magnitude"}`.
         max_kept: how many results of surgery are kept in memory. The least recently used one goes first, and is made again when
             it is needed.
@@ -154,8 +153,9 @@ class CompressionHyperModel(DistillationHyperModel):
         if rank < 1:
             whole = self._analysed(channels, 1.0).model
             thin = surgery.factorize(whole, macs=rank, data=self.data, verbose=0)
-            together = self.reconstruct in (True, "together") and len(keras.tree.flatten(self.data)[0]) >= _LEAST_TOGETHER
-            return surgery.reconstruct(thin, self.model, self.data, verbose=0) if together else thin
+            held = [x for x, _ in _side_by_side.samples_of(self.model, self.data, None)]
+            reconstruction.fit_where_it_pays(thin, self.model, held, self.reconstruct)
+            return thin
         if channels < 1:
             options = {"verbose": 0, "data": self.data, "reconstruct": self.reconstruct} | self.surgery_options
             return surgery.prune_channels(self.model, macs=channels, **options)

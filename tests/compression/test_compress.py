@@ -1,7 +1,9 @@
 """compress: the best file within a budget, measured, kept, and gone on with."""
 
+import dataclasses
 import json
 import re
+import types
 
 import keras
 import numpy as np
@@ -9,8 +11,10 @@ import pytest
 import tensorflow as tf
 
 import keras_kd
-from keras_kd import export
-from keras_kd.compression import automatic
+from keras_kd import export, surgery
+from keras_kd.compression import _card, _strategies, automatic
+from keras_kd.compression.results import Attempt, Compression
+from keras_kd.surgery import _side_by_side
 
 L = keras.layers
 rng = np.random.default_rng(0)
@@ -76,7 +80,7 @@ def test_weights_of_4_bits_are_tried(done):
     assert cut.parameters > made["channels"].parameters
 
 
-def test_the_card_of_the_folder_says_what_was_done_and_measured_and_an_edited_one_stays(done, model, monkeypatch):
+def test_the_card_of_the_folder_says_what_was_done_and_measured_and_an_edited_one_stays(done, model, monkeypatch, capsys):
     found, folder, arguments = done
     card = folder / "README.md"
     text = card.read_text()
@@ -92,8 +96,9 @@ def test_the_card_of_the_folder_says_what_was_done_and_measured_and_an_edited_on
     keras_kd.compress(model, X, Y, max_trials=1, **arguments)
     assert "| compressed |" in card.read_text()
     card.write_text("edited")
-    keras_kd.compress(model, X, Y, max_trials=1, **arguments)
+    keras_kd.compress(model, X, Y, max_trials=1, **arguments | {"verbose": 1})
     assert card.read_text() == "edited"
+    assert "README.md was edited, and stays as it is" in capsys.readouterr().out
     card.write_text(text)
 
 
@@ -190,8 +195,11 @@ def test_a_budget_that_nothing_meets_is_told_the_smallest_file(model):
         ({"data": tf.data.Dataset.from_tensor_slices(X).batch(9)}, "`validation_data` must be given"),
         ({"data": X[:20]}, "`data` must have at least 64 samples"),
         ({"model": "resnet"}, "`model` must be"),
+        ({"seed": 1.5}, "`seed` must be a whole number of at least 0"),
+        ({"labels": np.where(Y == 1, np.nan, Y)}, r"`labels` must have finite labels.*for [0-9]+ of 400 samples"),
+        ({"validation_data": (X[:9], [0.0] * 8 + [np.inf])}, "`validation_data` must have finite labels.*1 of 9.*sample 8"),
     ],
-    ids=range(13),
+    ids=range(16),
 )
 def test_bad_input_is_refused_by_name(options, told, model):
     with pytest.raises((ValueError, TypeError), match=told):
@@ -200,7 +208,17 @@ def test_bad_input_is_refused_by_name(options, told, model):
 
 @pytest.mark.parametrize(
     ("given", "count"),
-    [("100KB", 100_000), ("1.5 MB", 1_500_000), ("2KiB", 2048), ("12b", 12), (7.9, 7), ("64", 64), ("20 %", "20%")],
+    [
+        ("100KB", 100_000),
+        ("1.5 MB", 1_500_000),
+        ("2KiB", 2048),
+        ("12b", 12),
+        (7.9, 7),
+        ("64", 64),
+        ("20 %", "20%"),
+        ("020.0%", "20%"),
+        ("33.3333333%", "33.3333333%"),
+    ],
 )
 def test_budgets_may_have_units(given, count):
     assert automatic.bytes_of(given) == count
@@ -221,3 +239,122 @@ def test_labels_without_a_loss_are_for_the_scores_alone(capsys):
     found = keras_kd.compress(build(), X, Y, budget=9000, max_trials=1, epochs=2, verbose=1)
     assert (found.what, found.attempts[-1].epochs) == ("accuracy", 2)
     assert "epoch 2/2, loss" in capsys.readouterr().out
+
+
+def test_numpy_numbers_and_other_spellings_go_on_in_the_folder_and_an_unchanged_result_leaves_the_card(tmp_path, monkeypatch):
+    model = build()
+    arguments = {"validation_data": (X[:50], Y[:50]), "max_trials": np.int64(0), "folder": tmp_path, "verbose": 0}
+    numbers = {"learning_rate": np.float32(1e-3), "seed": np.int64(3), "batch_size": np.int32(64), "epochs": np.int8(1)}
+    found = keras_kd.compress(model, X, Y, budget="99.0%", **arguments, **numbers)
+    before = (tmp_path / "README.md").stat().st_mtime_ns
+    written, copy = [], automatic.shutil.copyfile
+    monkeypatch.setattr(automatic.shutil, "copyfile", lambda source, target: written.append(target) or copy(source, target))
+    again = keras_kd.compress(model, X, Y, budget="099%", **arguments, **numbers)
+    assert again.attempts == found.attempts
+    assert (tmp_path / "README.md").stat().st_mtime_ns == before
+    assert {path.suffix for path in written} == {".part"}  # a file is whole at its place, or not there
+
+
+def test_a_training_that_the_time_ended_tells_the_epochs_it_began_and_a_failed_one_keeps_the_sum(tmp_path, monkeypatch):
+    def train(work, *_):
+        work._train("whole", again=False, deadline=0.0)
+        monkeypatch.setattr(automatic.Quantization, "quantized_model", failing)
+        work._train("whole_trained", again=True, deadline=np.inf)
+
+    def failing(_):
+        raise ValueError("no file of this")
+
+    monkeypatch.setattr(automatic._Work, "train", train)
+    monkeypatch.setattr(automatic._Work, "_measured", lambda _, path: (float("trained" in path.name), "accuracy", "classes"))
+    found = keras_kd.compress(build(), X, Y, budget=9000, validation_data=(X[:50], Y[:50]), epochs=3, folder=tmp_path, verbose=0)
+    _, trained, again = found.attempts
+    assert (trained.epochs, trained.stopped) == (1, True)
+    assert (again.epochs, again.size, again.note) == (4, 0, "no file of this")
+    assert "chosen, stopped by the time limit" in str(found)
+    card = (tmp_path / "README.md").read_text()
+    assert "for 1 epoch in" in card
+    assert "0.001 that was to fall to 0; stopped by the time limit." in card
+
+
+def test_a_file_that_gives_no_finite_numbers_is_none(monkeypatch):
+    class Broken(dict):
+        task = "numbers"
+        rows = ()
+
+    real = automatic.report.compare
+
+    def compare(files, *given, **options):
+        row = types.SimpleNamespace(accuracy=None, loss=None, agreement=1.0)
+        return Broken(this=row) if "whole" in files["this"].name else real(files, *given, **options)
+
+    monkeypatch.setattr(automatic.report, "compare", compare)
+    with pytest.raises(ValueError, match=r"No file could be made: `model` must give finite numbers.*whole.tflite"):
+        keras_kd.compress(build(1), X, X[:, :1], budget=9000, verbose=0)
+
+
+def test_of_equal_scores_the_smaller_file_is_published_and_then_the_earlier(tmp_path, monkeypatch):
+    monkeypatch.setattr(automatic._Work, "_measured", lambda *_: (0.5, "accuracy", "classes"))
+    work = object.__new__(automatic._Work)
+    work.folder, work.budget, work.verbose, work.state = tmp_path, 100, 0, {"attempts": {}, "what": "accuracy"}
+    published = []
+    for key, size in (("a", 90), ("b", 90), ("c", 80), ("d", 85), ("e", 101)):
+        for suffix in ("tflite", "int8.keras"):
+            (tmp_path / f"{key}.{suffix}").write_text(key)
+        work._record(key, Attempt(key, 1.0, 0, size, 0.0, 1, 0.0, False), 0.0)
+        published.append((tmp_path / "model.tflite").read_text())
+    assert published == ["a", "a", "c", "c", "c"]
+    assert work._ranked() == ["c", "d", "a", "b"]
+
+
+def made(folder, **changes):
+    best = dataclasses.replace(Attempt("int8", 1.0, 0, 9, 0.5, 1, 0.0, True), **changes)
+    return Compression(None, folder / "model.tflite", best, (best,), 10, 0.6, 20, "accuracy")
+
+
+@pytest.mark.parametrize(("bits", "epochs"), [(8, 0), (4, 0), (4, 2)])
+def test_the_card_says_of_how_many_bits_the_integers_are(bits, epochs, tmp_path):
+    (step,) = [one for one in _card._steps(made(tmp_path, bits=bits, epochs=epochs), 1e-3) if "bits" in one]
+    assert f"weights of {bits} bits, activations of 8" in step
+    assert ("that falls to 0." in step) == bool(epochs)
+
+
+def test_an_interruption_at_the_card_does_not_make_it_that_of_somebody_else(tmp_path, monkeypatch):
+    calls, state = [], [None]
+    monkeypatch.setattr(_card.report, "compare", lambda *_, **__: None)
+
+    def model_card(file, path, made, **_):
+        calls.append(path)
+        path.write_text("\n".join(made))
+        return path
+
+    def write(**changes):
+        return _card.write_card(made(tmp_path, **changes), (None, None), 1e-3, state[0], lambda one: state.__setitem__(0, one))
+
+    monkeypatch.setattr(_card.report, "model_card", model_card)
+    card = tmp_path / "README.md"
+    assert write()
+    assert write()
+    assert len(calls) == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(type(card), "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            write(bits=4)
+    assert "of 8 bits" in card.read_text()
+    assert write(bits=4)
+    assert "of 4 bits" in card.read_text()
+    card.write_text("edited")
+    assert not write(bits=4)
+    assert card.read_text() == "edited"
+
+
+def test_what_does_not_fit_into_memory_does_not_count_for_the_fit_of_all_layers(monkeypatch):
+    model = build()
+    cut = surgery.remove_channels(model, {"a": range(32)}, data=X, verbose=0)
+    before = [weight.copy() for weight in cut.get_weights()]
+    monkeypatch.setattr(_side_by_side, "samples_that_fit", lambda _: 31)
+    assert _strategies.fitted(cut, model, X) is cut
+    for one, other in zip(cut.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(one, other)
+    monkeypatch.undo()
+    fitted = _strategies.fitted(cut, model, X).get_weights()
+    assert any(not np.array_equal(one, other) for one, other in zip(fitted, before, strict=True))

@@ -503,6 +503,18 @@ def test_few_samples_make_a_wide_layer_dearer_and_many_leave_it(samples, monkeyp
     assert ratio > 10 if samples == 16 else 1 <= ratio < 1.25
 
 
+@pytest.mark.parametrize("scale", [1e-18, 1e-19, 1e-21])
+def test_values_whose_squares_few_digits_hold_leave_costs_finite(scale):
+    inputs = keras.Input((8,))
+    model = networks.randomize(keras.Model(inputs, L.Dense(4)(L.Dense(40, use_bias=False)(inputs))))
+    found = _analysis.analyse(model)
+    (_, roots), *_ = groups_of(found)
+    data = np.random.default_rng(0).normal(size=(300, 8)) * scale
+    order, costs = _curvature.Curvature(found, [[tf.constant(data, "float32")]], 300).order(roots)
+    assert sorted(order) == list(range(40))
+    assert np.isfinite(costs).all()
+
+
 def test_the_smallest_budget_that_an_error_names_can_be_met():
     model = network()
     with pytest.raises(ValueError, match="cannot be met") as caught:

@@ -133,7 +133,7 @@ def test_fewer_places_are_compared_where_memory_does_not_hold_all(monkeypatch):
 )
 def test_prune_channels_does_it_by_itself_where_there_are_samples_enough(how, samples, epochs, monkeypatch):
     calls = []
-    monkeypatch.setattr("keras_kd.surgery.pruning.fit_together", lambda *arguments: calls.append(arguments))
+    monkeypatch.setattr("keras_kd.surgery.reconstruction.fit_together", lambda *arguments: calls.append(arguments))
     model = dense()
     smaller, report = surgery.prune_channels(model, macs=0.6, data=X[:samples], reconstruct=how, verbose=0, return_report=True)
     assert bool(report.refits) == bool(how)
@@ -153,11 +153,26 @@ def test_the_work_of_large_models_is_bounded():
     assert reconstruction.epochs_within_reason(255, 1000) == 0
 
 
+def test_asking_for_the_fit_with_too_few_samples_is_refused():
+    with pytest.raises(ValueError, match="`data` must have at least 64 samples that fit into memory. Received: 16"):
+        surgery.prune_channels(dense(), macs=0.6, data=X[:16], reconstruct="together", verbose=0)
+
+
+def test_the_work_is_counted_at_the_lengths_of_the_data(monkeypatch):
+    inputs = keras.Input((None, 8))
+    model = keras.Model(inputs, L.Dense(3)(L.GlobalAveragePooling1D()(L.Conv1D(6, 3, name="a")(inputs))))
+    smaller = surgery.remove_channels(model, {"a": [0, 1]}, verbose=0)
+    seen = []
+    monkeypatch.setattr(reconstruction, "epochs_within_reason", lambda *given: seen.append(given) or 0)
+    reconstruction.fit_where_it_pays(smaller, model, [[keras.ops.ones((300, 50, 8))]])
+    assert seen == [(300, 48 * 3 * 8 * 4 + 4 * 3)]
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
         ({"epochs": 0}, "`epochs` must be a whole number of at least 1"),
-        ({"data": X[:50]}, "`data` must have at least 64 samples. Received: 50"),
+        ({"data": X[:50]}, "`data` must have at least 64 samples that fit into memory. Received: 50"),
         ({"data": X[:, :3]}, "`data` must have the shape"),
         ({"data": np.full((64, 8), np.inf, "float32")}, "`data` must be finite"),
         ({"original": dense()}, "must be the very object that surgery made from `original`"),

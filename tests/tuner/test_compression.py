@@ -11,6 +11,7 @@ import pytest
 
 import keras_kd
 from keras_kd import losses, surgery
+from keras_kd.surgery import reconstruction
 from keras_kd.tuner import CompressionHyperModel, Score
 from tests.conftest import classifier
 from tests.tuner.common import CROSS_ENTROPY, EAGER, data, metrics_of
@@ -47,6 +48,17 @@ def built(made, **values):
 
 def macs(model):
     return sum(int(np.prod(weight.shape)) for weight in model.weights if len(weight.shape) == 2)
+
+
+@pytest.mark.parametrize(
+    ("samples", "work", "how", "epochs"), [(300, 1e12, True, 30), (300, 1e5, True, 0), (64, 1.0, "together", 30)]
+)
+def test_what_is_factorized_is_fitted_together_by_the_rule_of_pruning(samples, work, how, epochs, monkeypatch):
+    calls = []
+    monkeypatch.setattr(reconstruction, "_AUTO_WORK", work)
+    monkeypatch.setattr(reconstruction, "fit_together", lambda *given: calls.append(given[3]))
+    hypermodel(data=data(samples)[0], reconstruct=how).compressed(rank=0.6)
+    assert calls == [epochs] * (epochs > 0)
 
 
 def trained(tuner, epochs=1, **arguments):
