@@ -90,6 +90,12 @@ def test_what_a_cell_shows_is_text_in_one_piece_and_no_log():
     assert shown([*outputs, picture, log]) == [nbformat.v4.new_output("stream", name="stdout", text="a\nbc\nd\n"), picture]
 
 
+def test_a_line_of_progress_that_rewrites_itself_is_not_shown():
+    said = ["a\n\rexport: 1/4 steps", ", 1 s left\rexport: 4 steps, 2 s   \nb\n"]  # rates and seconds are the machine's
+    outputs = [nbformat.v4.new_output("stream", name="stdout", text=text) for text in said]
+    assert shown(outputs) == [nbformat.v4.new_output("stream", name="stdout", text="a\nb\n")]
+
+
 @each_tutorial
 def test_the_notebook_says_nothing_of_the_machine_that_ran_it(tutorial):
     text = tutorial.with_suffix(".ipynb").read_text()
