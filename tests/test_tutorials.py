@@ -54,6 +54,11 @@ def test_it_runs_to_the_end_as_a_script(tutorial, tmp_path):
 
 
 @each_tutorial
+def test_it_is_read_in_one_sitting(tutorial):
+    assert len(tutorial.read_text().splitlines()) <= 250
+
+
+@each_tutorial
 def test_it_ends_in_assertions(tutorial):
     *_, (kind, last) = cells_of_script(tutorial)
     assert kind == "code"
