@@ -54,6 +54,11 @@ def test_it_runs_to_the_end_as_a_script(tutorial, tmp_path):
 
 
 @each_tutorial
+def test_it_is_read_in_one_sitting(tutorial):
+    assert len(tutorial.read_text().splitlines()) <= 250
+
+
+@each_tutorial
 def test_it_ends_in_assertions(tutorial):
     *_, (kind, last) = cells_of_script(tutorial)
     assert kind == "code"
@@ -88,6 +93,12 @@ def test_what_a_cell_shows_is_text_in_one_piece_and_no_log():
     outputs = [nbformat.v4.new_output("stream", name=name, text=text) for name, text in said]
     log = nbformat.v4.new_output("stream", name="stdout", text="WARNING:tensorflow:more\n")
     assert shown([*outputs, picture, log]) == [nbformat.v4.new_output("stream", name="stdout", text="a\nbc\nd\n"), picture]
+
+
+def test_a_line_of_progress_that_rewrites_itself_is_not_shown():
+    said = ["a\n\rexport: 1/4 steps", ", 1 s left\rexport: 4 steps, 2 s   \nb\n"]  # rates and seconds are the machine's
+    outputs = [nbformat.v4.new_output("stream", name="stdout", text=text) for text in said]
+    assert shown(outputs) == [nbformat.v4.new_output("stream", name="stdout", text="a\nb\n")]
 
 
 @each_tutorial

@@ -57,7 +57,7 @@ def execute(tutorial: pathlib.Path) -> Any:
 
 
 def shown(outputs: list[Any]) -> list[Any]:
-    """What a cell shows: no standard error, no log of TensorFlow, and text in one piece, whatever the pace at which it came."""
+    """What a cell shows: no standard error, log of TensorFlow or progress, and text in one piece, whatever its pace was."""
     kept: list[Any] = []
     for output in outputs:
         is_text = output.output_type == "stream"
@@ -67,7 +67,7 @@ def shown(outputs: list[Any]) -> list[Any]:
             kept.append(output)
     for output in kept:
         if output.output_type == "stream":
-            output.text = re.sub(r"^WARNING:tensorflow:.*\n?", "", output.text, flags=re.MULTILINE)
+            output.text = re.sub(r"^(WARNING:tensorflow:|.*\r).*\n?", "", output.text, flags=re.MULTILINE)
     return [output for output in kept if output.output_type != "stream" or output.text]
 
 

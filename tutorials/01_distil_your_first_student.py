@@ -1,16 +1,15 @@
 # %% [markdown]
 # # Can a small student learn from a teacher what a few labels cannot tell it?
 #
-# You need a model small enough for a tiny device. You have many images, but labels for only a few of them. Somebody else has a
-# large model, the *teacher*, that does the job well, but it does not fit the device, and the images that it learned from are gone.
+# You need a model for a tiny device. You have many images, and labels for only a few. Somebody else has a large model, the
+# *teacher*, that does the job well, but it does not fit the device, and the images that it learned from are gone.
 #
-# **Knowledge distillation** (Hinton, Vinyals, Dean, 2015) trains your small model, the *student*, to give the teacher's answers.
-# The teacher answers for any image, labelled or not, and its answer is more than a label: "a 9, though it looks a bit like a 4".
-# If you know `model.compile` and `model.fit`, you know nearly all you need.
+# **Knowledge distillation** (Hinton, Vinyals, Dean, 2015) trains your small model, the *student*, to give the teacher's answers:
+# it has one for any image, and it is more than a label: "a 9, though it looks a bit like a 4". `model.compile` and `model.fit`
+# are nearly all that you need to know.
 
 # %%
 import os
-import pathlib
 import tempfile
 
 import keras
@@ -40,14 +39,15 @@ def draw(panel, found):
         panel.plot(place, 100 * np.mean(values), "D", color=BLUE, markersize=8)
     panel.set_xticks(range(len(found)), [str(name) for name in found])
     panel.margins(x=0.2)
-    panel.grid(axis="y", alpha=0.3)
 
 
 # %% [markdown]
-# ## The data: what you have, and what you do not
+# ## What you have, and what you do not
 #
-# scikit-learn's digits, 8 x 8 pixels, cut into three parts that share no image: one that only the teacher saw, yours, and one for
-# the test. Of your 600 images 60 have a label. The others are marked -1, which the loss further down is told to ignore.
+# scikit-learn's digits, 8 x 8 pixels, in three parts that share no image: the teacher's, yours, and the test's. Of your 600 images
+# 60 have a label. The others are marked -1, which the loss is told to ignore.
+#
+# The teacher is an ordinary network, trained on its own images. Both models end in plain numbers (*logits*), not in softmax.
 
 # %%
 digits = load_digits()
@@ -55,44 +55,32 @@ x, y = (digits.images[..., np.newaxis] / 16).astype("float32"), digits.target
 rest_x, test_x, rest_y, test_y = train_test_split(x, y, train_size=1300, stratify=y, random_state=0)
 teacher_x, images, teacher_y, truth = train_test_split(rest_x, rest_y, test_size=600, stratify=rest_y, random_state=0)
 labelled, _ = train_test_split(np.arange(600), train_size=60, stratify=truth, random_state=0)
-labels = np.full(600, -1)
-labels[labelled] = truth[labelled]
+labels = np.where(np.isin(np.arange(600), labelled), truth, -1)
 del truth  # nobody tells you the other labels
 print(f"yours: {np.sum(labels >= 0)} images with a label, {np.sum(labels < 0)} without; for the test: {len(test_x)}")
 
-# %% [markdown]
-# ## The teacher
-#
-# An ordinary network, trained in the ordinary way on its own images. Both models end in plain numbers (*logits*), not in softmax.
-
-# %%
 layers = keras.layers
 supervised = keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=-1)
 
 keras.utils.set_random_seed(0)
-teacher = keras.Sequential([keras.Input((8, 8, 1))], name="teacher")
+body = []
 for filters in (32, 64):
-    teacher.add(layers.Conv2D(filters, 3, padding="same", activation="relu"))
-    teacher.add(layers.BatchNormalization(momentum=0.9))
-    teacher.add(layers.MaxPooling2D())
-teacher.add(layers.Flatten())
-teacher.add(layers.Dropout(0.4))
-teacher.add(layers.Dense(10))
+    convolution = layers.Conv2D(filters, 3, padding="same", activation="relu")
+    body += [convolution, layers.BatchNormalization(momentum=0.9), layers.MaxPooling2D()]
+teacher = keras.Sequential([keras.Input((8, 8, 1)), *body, layers.Flatten(), layers.Dropout(0.4), layers.Dense(10)])
 teacher.compile(keras.optimizers.Adam(2e-3), supervised)
-teacher.fit(teacher_x, teacher_y, batch_size=70, epochs=8 if FAST else 20, verbose=0)
+teacher.fit(teacher_x, teacher_y, batch_size=70, epochs=EPOCHS, verbose=0)
 print(f"teacher: {teacher.count_params():,} parameters, test accuracy {accuracy(teacher):.1%}")
 
 # %% [markdown]
 # ## The student, alone and with the teacher
 #
-# *Alone*, the student sees only the 60 labelled images, repeated ten times an epoch. So it takes as many steps as the distilled
-# student, from the same initial weights: what differs is what it is told, not how long it trains.
-#
-# *Distilled*, it sees all 600 images. `keras_kd.Distiller` is a Keras model that trains its student on
+# *Alone*, the student sees only the 60 labelled images, ten times an epoch: as many steps as the distilled student takes, from the
+# same initial weights. *Distilled*, it sees all 600. `keras_kd.Distiller` is a Keras model that trains its student on
 #
 # `student_loss_weight * loss on labels + (1 - student_loss_weight) * loss against the teacher`
 #
-# where `KDLoss` compares the two models' probabilities. `compile` and `fit` are what you know.
+# where `KDLoss` compares the two models' probabilities.
 
 
 # %%
@@ -100,7 +88,7 @@ def make_student(seed):
     """A student of two small convolutions, its initial weights given by the seed."""
     keras.utils.set_random_seed(seed)
     first, second = (layers.Conv2D(n, 3, strides=2, padding="same", activation="relu") for n in (8, 16))
-    return keras.Sequential([keras.Input((8, 8, 1)), first, second, layers.Flatten(), layers.Dense(10)], name="student")
+    return keras.Sequential([keras.Input((8, 8, 1)), first, second, layers.Flatten(), layers.Dense(10)])
 
 
 def train_alone(seed):
@@ -142,8 +130,7 @@ print(gain)
 figure, axes = plt.subplots(figsize=(6, 3.4), layout="constrained")
 draw(axes, results)
 axes.axhline(100 * accuracy(teacher), color="black", linestyle="--", label="the teacher itself")
-axes.set(ylabel="test accuracy, %", xlabel="what the student learns from (dot: seed, diamond: mean)")
-axes.set_title("The teacher tells the student what the labels did not")
+axes.set(ylabel="test accuracy, %", title="What the student learns from (dot: seed, diamond: mean)")
 axes.legend(loc="lower right")
 plt.show()
 
@@ -153,8 +140,8 @@ plt.show()
 #
 # ## What a probability says that a label does not
 #
-# Divide logits by a *temperature* T before the softmax, and with T above 1 the small probabilities grow until they can be seen,
-# and learned from. Here is the image without a label on which the teacher hesitates most, and one on which it is as sure as usual.
+# Divide logits by a *temperature* T above 1 before the softmax, and small probabilities grow until they can be seen, and learned
+# from. Here are the image without a label on which the teacher hesitates most, and one on which it is as sure as usual.
 
 # %%
 unlabelled = images[labels < 0]
@@ -167,23 +154,21 @@ figure, axes = plt.subplots(2, 3, figsize=(9, 4.4), layout="constrained", width_
 for row, (name, index) in enumerate(chosen.items()):
     axes[row, 0].imshow(unlabelled[index, ..., 0], cmap="gray_r")
     axes[row, 0].set(title=name, xticks=[], yticks=[])
-    for column, temperature in ((1, 1.0), (2, 4.0)):
-        bars = axes[row, column].bar(range(10), softmax(teacher_logits[index] / temperature), color=BLUE)
-        axes[row, column].bar_label(bars, fmt=lambda p: f"{100 * p:.0f}" if p >= 0.005 else "", fontsize=8)
-        axes[row, column].set(title=f"teacher, T = {temperature:g}", ylim=(0, 1.12), xticks=range(10), yticks=[])
-        axes[row, column].set_ylabel("probability, %")
+    for panel, temperature in zip(axes[row, 1:], (1.0, 4.0), strict=True):
+        bars = panel.bar(range(10), softmax(teacher_logits[index] / temperature), color=BLUE)
+        panel.bar_label(bars, fmt=lambda p: f"{100 * p:.0f}" if p >= 0.005 else "", fontsize=8)
+        panel.set(title=f"teacher, T = {temperature:g}", ylabel="probability, %", ylim=(0, 1.12), xticks=range(10), yticks=[])
 figure.suptitle("At T = 1 the teacher names a digit; at T = 4 it also says which others are close")
 plt.show()
 
 # %% [markdown]
-# The label would be one bar. Its neighbours are what a student of few images cannot know: which digits resemble each other, in
-# this very image. `KDLoss` is the KL divergence between such rows, teacher's and student's: `T² * sum(p_t * log(p_t / p_s))`, with
-# T² so that its gradients keep their size.
+# A label would be one bar; the others tell which digits resemble each other in this very image. `KDLoss` is the KL divergence
+# between such rows, teacher's and student's: `T² * sum(p_t * log(p_t / p_s))`, with T² so that its gradients keep their size.
 #
 # ## Do temperature and weight matter?
 #
-# These are the two numbers that one is told to tune. Change one, keep the other, and let every seed show how much chance there is.
-# (This is to look, not to choose: whoever chooses by the test images no longer has a test. Keep some labelled ones apart for it.)
+# Change one, keep the other, and let the seeds show how much chance there is. (This is to look, not to choose: whoever chooses by
+# the test images no longer has a test. Keep some labelled ones apart for it.)
 
 # %%
 default = results["teacher's probabilities"]
@@ -203,9 +188,8 @@ figure.suptitle("Having a teacher matters more than how its words are weighed")
 plt.show()
 
 # %% [markdown]
-# Here even extreme settings differ little beside what having a teacher gives, and a difference as large as the scatter of the
-# seeds is no reason to prefer one. Other data may answer differently: try a few settings there, with more than one seed. (The
-# learning rate and the epochs of this page were chosen on this split; the comparison of the students is fair, its level is not.)
+# Here even extreme settings differ little beside what having a teacher gives; other data may answer differently. (The learning
+# rate and the epochs of this page were chosen on this split: the comparison of the students is fair, its level is not.)
 #
 # ## Changing your mind while training
 #
@@ -230,18 +214,16 @@ print(f"cooled from T = 8 to {temperature:g}: {accuracy(cooled.student):.1%}, co
 # %% [markdown]
 # ## To the device
 #
-# `distiller.student` is the plain Keras model that you made: no wrapper to take off. `to_litert` writes it as a LiteRT file, runs
-# the file on images that you give it, and refuses to write one that does not compute what the model computes.
+# `distiller.student` is the plain Keras model that you made. `to_litert` writes it as a LiteRT file, runs the file on images that
+# you give it, and refuses to write one that does not compute what the model computes.
 
 # %%
 with tempfile.TemporaryDirectory() as folder:
-    file = pathlib.Path(folder) / "student.tflite"
-    student = distilled[0].student
+    file, student = f"{folder}/student.tflite", distilled[0].student
     exported = keras_kd.export.to_litert(student, file, check_data=test_x)
     (logits,) = keras_kd.export.run_litert(file, test_x)
 file_accuracy = float(np.mean(logits.argmax(axis=-1) == test_y))
-print(f"{exported.size:,} bytes, the model's answer in {exported.agreement:.1%} of {exported.samples} images")
-print(f"test accuracy of the file: {file_accuracy:.1%}")
+print(f"{exported.size:,} bytes, the model's answer in {exported.agreement:.1%} of images, test accuracy {file_accuracy:.1%}")
 
 # %% [markdown]
 # ## What must hold
