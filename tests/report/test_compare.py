@@ -218,6 +218,7 @@ def test_another_output_can_be_compared():
     assert row.accuracy == np.mean(model.predict(x, verbose=0)[1].argmax(-1) == y)
 
 
+@pytest.mark.skipif(keras.__version__ < "3.13", reason="Keras 3.12 exports no LiteRT files")
 def test_files_that_keras_wrote_itself_can_be_compared(tmp_path):
     x, y = samples()
     model = classifier()
