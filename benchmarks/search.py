@@ -534,7 +534,7 @@ def smoke() -> int:
 def main() -> int:
     """Runs a part, and writes what is known so far."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--overhead", action="store_true", help="the time of a trial over that of its training")
+    parser.add_argument("--overhead", action="store_true", help="what a trial adds to its training, in seconds")
     parser.add_argument("--smoke", action="store_true", help="every part with tiny settings; nothing is written")
     options = parser.parse_args()
     if options.smoke:

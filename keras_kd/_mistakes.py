@@ -39,13 +39,6 @@ OF_RESPONSE_LOSSES = {
     "alpha": _ALPHA,
 }
 
-_CROSS_ENTROPIES = (
-    keras.losses.BinaryCrossentropy,
-    keras.losses.BinaryFocalCrossentropy,
-    keras.losses.CategoricalCrossentropy,
-    keras.losses.CategoricalFocalCrossentropy,
-    keras.losses.SparseCategoricalCrossentropy,
-)
 _BY_FUNCTION = {
     keras.losses.binary_crossentropy: keras.losses.BinaryCrossentropy,
     keras.losses.binary_focal_crossentropy: keras.losses.BinaryFocalCrossentropy,
@@ -53,6 +46,7 @@ _BY_FUNCTION = {
     keras.losses.categorical_focal_crossentropy: keras.losses.CategoricalFocalCrossentropy,
     keras.losses.sparse_categorical_crossentropy: keras.losses.SparseCategoricalCrossentropy,
 }
+_CROSS_ENTROPIES = tuple(_BY_FUNCTION.values())
 
 
 def refuse_keywords(owner: str, given: Mapping[str, Any], instead: Mapping[str, str]) -> None:
@@ -102,10 +96,13 @@ def _cross_entropies(student: Any, loss: Any) -> Iterator[tuple[int, str, Any]]:
     if nested is None:  # a Sequential model, or students side by side, whose outputs go by name
         nested = dict.fromkeys(names, 0) if count > 1 and names else 0
     paths = list(_outputs.flatten_outputs(nested))
-    try:
-        by_path = _outputs.match(loss, paths, names)
-    except ValueError:  # Keras will say so
-        return
+    if keras.tree.is_nested(loss):
+        try:
+            by_path = _outputs.match(loss, paths, names)
+        except ValueError:  # Keras will say so
+            return
+    else:
+        by_path = dict.fromkeys(paths, loss)
     for index, path in enumerate(paths[:count]):
         made = _as_cross_entropy(by_path[path])
         if made is not None:

@@ -42,7 +42,7 @@ def output_kinds(model: Any) -> list[str | None]:
 
 
 def _kind_of_tensor(tensor: Any) -> str | None:
-    operation, node_index = _producer(tensor)
+    operation, parents = _producer(tensor)
     if isinstance(operation, (keras.layers.InputLayer, keras.Model)):
         return None
     name = type(operation).__name__
@@ -50,25 +50,36 @@ def _kind_of_tensor(tensor: Any) -> str | None:
         return SOFTMAX if operation.axis in (-1, (-1,), [-1], len(tensor.shape) - 1) else None
     if name == "Sigmoid":
         return SIGMOID
-    is_keras = type(operation).__module__.startswith("keras.")
+    is_keras = _is_keras(operation)
     identity = name == "Activation" and operation.activation is keras.activations.linear
     if getattr(operation, "activation", None) is not None and not identity:
         return _kind_of_activation(operation.activation)
     if is_keras and (name in _MAKES_LOGITS or getattr(operation, "kernel", None) is not None):
         return LOGITS
-    parents = {_kind_of_tensor(parent) for parent in _parents(operation, node_index)}
-    if is_keras and len(parents) == 1 and (name in _PASSES_ON or identity or (name in _COMBINES and parents == {LOGITS})):
-        return parents.pop()
+    kinds = {_kind_of_tensor(parent) for parent in parents}
+    if is_keras and len(kinds) == 1 and (name in _PASSES_ON or identity or (name in _COMBINES and kinds == {LOGITS})):
+        return kinds.pop()
     return None  # custom code, or arithmetic that may have made probabilities
 
 
-def _producer(tensor: Any) -> tuple[Any, int]:
-    """The operation that made a tensor, inside wrappers and inner models, and which of its nodes."""
+def _is_keras(thing: Any) -> bool:
+    return type(thing).__module__.startswith("keras.")
+
+
+def _calls_its_graph(model: Any) -> bool:
+    """Whether a model computes what its graph says: its `call` is that of Keras, or of this library."""
+    return type(model).call.__module__.startswith(("keras.", "keras_kd."))
+
+
+def _producer(tensor: Any) -> tuple[Any, list[Any]]:
+    """The operation that made a tensor, inside of Keras' wrappers and of inner models, and what it read."""
     operation, node_index, tensor_index = tensor._keras_history
-    while isinstance(operation, keras.layers.Wrapper):
-        operation, node_index = operation.layer, 0
+    nodes = operation._inbound_nodes
+    parents = nodes[min(node_index, len(nodes) - 1)].input_tensors if nodes else []
+    while isinstance(operation, keras.layers.Wrapper) and _is_keras(operation):
+        operation = operation.layer
     inner = getattr(operation, "outputs", None) if isinstance(operation, keras.Model) else None
-    return _producer(inner[tensor_index]) if inner else (operation, node_index)
+    return _producer(inner[tensor_index]) if inner and _calls_its_graph(operation) else (operation, parents)
 
 
 def linear_outputs(model: Any) -> list[bool]:
@@ -83,36 +94,51 @@ def linear_outputs(model: Any) -> list[bool]:
     Returns:
         One flag per output, in `keras.tree.flatten` order; an empty list for a subclassed model.
     """
-    return [_is_linear(tensor) for tensor in getattr(model, "outputs", None) or []]
+    outputs = getattr(model, "outputs", None) or []
+    if not _calls_its_graph(model):
+        return [False] * len(outputs)
+    entries = {id(tensor._keras_history[0]) for tensor in model.inputs}
+    known: dict[int, bool] = {}
+    return [_is_linear(tensor, entries, known) for tensor in outputs]
 
 
-def _is_linear(tensor: Any) -> bool:
-    operation, node_index = _producer(tensor)
-    name, parents = type(operation).__name__, _parents(operation, node_index)
-    if not type(operation).__module__.startswith("keras.") or isinstance(operation, (keras.layers.InputLayer, keras.Model)):
-        return False
-    if name in _NORMALIZES:
-        return True
-    if getattr(operation, "activation", None) not in (None, keras.activations.linear):
-        return False
-    if getattr(operation, "kernel", None) is not None:
-        return getattr(operation, "kernel_constraint", None) is None and not any(map(_has_probabilities, parents))
-    passes_on = name in (*_PASSES_ON, "Activation", "Add", "Subtract")
-    return passes_on and bool(parents) and all(map(_is_linear, parents))
+def _is_linear(tensor: Any, entries: set[int], known: dict[int, bool]) -> bool:
+    """Whether it is sure of a tensor; `known` are the answers so far, `entries` the layers of the model's inputs."""
+    if id(tensor) in known:
+        return known[id(tensor)]
+    operation, parents = _producer(tensor)
+    name, activation = type(operation).__name__, getattr(operation, "activation", None)
+    if not _is_keras(operation) or isinstance(operation, (keras.layers.InputLayer, keras.Model)):
+        found = False
+    elif name in _NORMALIZES:
+        found = True
+    elif activation not in (None, keras.activations.linear):
+        found = False
+    elif getattr(operation, "kernel", None) is not None:
+        found = getattr(operation, "kernel_constraint", None) is None and not _may_have_probabilities(parents, entries)
+    else:
+        passes_on = name in (*_PASSES_ON, "Activation", "Add", "Subtract")
+        found = passes_on and bool(parents) and all(_is_linear(one, entries, known) for one in parents)
+    known[id(tensor)] = found
+    return found
 
 
-def _has_probabilities(tensor: Any) -> bool:
-    """Whether a tensor holds probabilities, alone or among other numbers."""
-    operation, node_index = _producer(tensor)
-    if _kind_of_tensor(tensor) in (SOFTMAX, SIGMOID):
-        return True
-    passes_on = type(operation).__name__ in (*_PASSES_ON, *_COMBINES, "Activation")
-    return passes_on and any(map(_has_probabilities, _parents(operation, node_index)))
-
-
-def _parents(operation: Any, node_index: int) -> list[Any]:
-    nodes = operation._inbound_nodes
-    return nodes[min(node_index, len(nodes) - 1)].input_tensors if nodes else []
+def _may_have_probabilities(tensors: list[Any], entries: set[int]) -> bool:
+    """Whether one of the tensors holds probabilities, alone or among other numbers, or comes from nobody knows where."""
+    left, seen = list(tensors), set()
+    while left:
+        tensor = left.pop()
+        if id(tensor) in seen:
+            continue
+        seen.add(id(tensor))
+        operation, parents = _producer(tensor)
+        name, activation = type(operation).__name__, getattr(operation, "activation", None)
+        inside = isinstance(operation, keras.layers.InputLayer) and id(operation) not in entries
+        if inside or name in ("Softmax", "Sigmoid") or (activation and _kind_of_activation(activation) in (SOFTMAX, SIGMOID)):
+            return True
+        if name in (*_PASSES_ON, *_COMBINES, "Activation"):
+            left += parents
+    return False
 
 
 def _kind_of_activation(activation: Any) -> str | None:

@@ -400,11 +400,12 @@ class Distiller(LoggedModel):
         Raises:
             TypeError: for a keyword that other code for distillation knows, such as `alpha`; it says what to write here.
         """
+        _mistakes.refuse_keywords(f"{type(self).__name__}.compile", kwargs, _mistakes.OF_DISTILLER)
+        if self.student_loss_weight != 0:
+            _mistakes.warn_of_logits(self.student, loss)
         self._compile_loss = self._compile_metrics = None  # Keras would keep those of an earlier call
         self.supports_jit = self._teacher.supports_jit
         self._needs_compile = self._said_unread = False
-        _mistakes.refuse_keywords(f"{type(self).__name__}.compile", kwargs, _mistakes.OF_DISTILLER)
-        _mistakes.warn_of_logits(self.student, loss)
         super().compile(optimizer, loss, loss_weights, metrics, weighted_metrics, **kwargs)
         _distribute.check_scope(self)
 

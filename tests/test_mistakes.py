@@ -1,5 +1,6 @@
 """Mistakes that training would accept in silence: each is named, and what is no mistake gets no warning."""
 
+import time
 import warnings
 
 import keras
@@ -95,6 +96,20 @@ class Custom(layers.Layer):
         return keras.ops.softmax(x)
 
 
+class Softly(layers.Wrapper):
+    def call(self, x):
+        return keras.ops.softmax(self.layer(x))
+
+
+class Reworked(keras.Model):
+    @classmethod
+    def of(cls, model):
+        return cls(model.inputs, model.outputs)
+
+    def call(self, x):
+        return keras.ops.softmax(super().call(x))
+
+
 class Subclassed(keras.Model):
     def __init__(self):
         super().__init__()
@@ -132,6 +147,24 @@ NO_MISTAKES = {
         ),
         "categorical_crossentropy",
     ),
+    "a wrapper of one's own": (lambda: functional(lambda x: Softly(layers.Dense(3))(x)), SPARSE()),
+    "a graph that is not all": (lambda: Reworked.of(classifier()), SPARSE()),
+    "a matrix of label noise in a wrapper": (
+        lambda: functional(
+            lambda x: layers.TimeDistributed(layers.Dense(2, use_bias=False))(
+                layers.Dense(2, activation="softmax")(layers.Reshape((2, 2))(x))
+            )
+        ),
+        SPARSE(),
+    ),
+    "a matrix of label noise in an inner model": (
+        lambda: functional(
+            lambda x: keras.Sequential([keras.Input((3,)), layers.Dense(3, use_bias=False)])(
+                layers.Dense(3, activation="softmax")(x)
+            )
+        ),
+        SPARSE(),
+    ),
 }
 
 
@@ -151,6 +184,39 @@ def test_with_several_outputs_the_one_that_is_meant_is_named(container, by_name)
     with pytest.warns(UserWarning, match=f'output "{names[1]}" is logits') as caught:
         distiller_of(student, dict(zip(names, found, strict=True)) if by_name else found)
     assert len(caught) == 1
+
+
+@pytest.mark.parametrize("container", [list, dict])
+def test_one_loss_is_that_of_each_output(container):
+    with pytest.warns(UserWarning, match="is logits") as caught:
+        distiller_of(two_heads(container=container), "sparse_categorical_crossentropy")
+    assert len(caught) == 2
+
+
+def test_a_supervised_loss_of_no_weight_gets_no_warning():
+    distiller = Distiller(classifier(), classifier(), keras.losses.MeanSquaredError(), student_loss_weight=0.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        distiller.compile("sgd", "sparse_categorical_crossentropy")
+
+
+def test_sums_of_sums_take_no_time():
+    def build(x):
+        for _ in range(60):
+            x = layers.Add()([x, layers.Dropout(0.1)(x)])
+        return layers.Dense(3)(x)
+
+    began = time.monotonic()
+    with pytest.warns(UserWarning, match="is logits"):
+        distiller_of(functional(build), SPARSE())
+    assert time.monotonic() - began < 10
+
+
+def test_a_refused_compile_leaves_the_former_one(data):
+    distiller = distiller_of(classifier(), SPARSE(from_logits=True))
+    with pytest.raises(TypeError, match="alpha"):
+        distiller.compile("sgd", "mse", alpha=0.5)
+    assert "student_loss" in distiller.fit(*data, verbose=0).history
 
 
 def test_students_that_teach_each_other_are_each_named():

@@ -45,8 +45,11 @@ def find_kernels(model: keras.Model) -> list[Kernel]:
 
 def count_zeros(kernels: Iterable[Kernel]) -> tuple[int, int]:
     """How many weights of kernels are 0, and how many there are."""
-    arrays = [keras.ops.convert_to_numpy(kernel.variable) for kernel in kernels]
-    return sum(array.size - int(np.count_nonzero(array)) for array in arrays), sum(array.size for array in arrays)
+    zeros = size = 0
+    for kernel in kernels:
+        array = keras.ops.convert_to_numpy(kernel.variable)
+        zeros, size = zeros + array.size - int(np.count_nonzero(array)), size + array.size
+    return zeros, size
 
 
 def sparsity_of(model: keras.Model) -> float:

@@ -306,17 +306,13 @@ def _warn_of_frequency(schedule: Any) -> None:
     last = begin + length // schedule.frequency * schedule.frequency
     reached = float(schedule(tf.constant(last, tf.int64))[1])
     if reached < schedule.final_sparsity - _NEAR:
+        fitting = max(length // 20, 1)
         warnings.warn(
             f"The pruning schedule updates the masks every {schedule.frequency} steps from step {begin} to {schedule.end_step}: "
             f"the last update, at step {last}, asks for a sparsity of {reached:.3f}, not {schedule.final_sparsity}. Set "
-            f"frequency={_divisor(length)}: the last update is at step {schedule.end_step} then.",
+            f"frequency={fitting} and end_step={begin + length // fitting * fitting}, where an update is.",
             stacklevel=3,
         )
-
-
-def _divisor(length: int) -> int:
-    """The largest frequency that ends where the schedule does, and updates 20 times or more if it is long enough."""
-    return next(number for number in range(max(length // 20, 1), 0, -1) if length % number == 0)
 
 
 def _schedule(given: Any) -> Any:

@@ -1,12 +1,11 @@
 """How does a stranger learn what a compressed file is? Writes the card of a folder, and leaves one that somebody edited."""
 
-import hashlib
 import json
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from keras_kd import report
+from keras_kd import _files, report
 from keras_kd.compression.results import Compression
 
 _RUNS = 30  # timed inferences of each file
@@ -33,7 +32,7 @@ def write_card(
     """
     path = found.path.with_name("README.md")
     told = {name: value for name, value in found.as_dict().items() if name != "path"}
-    result = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    result = _files.digest(json.dumps(told, sort_keys=True).encode())
     there = [_digest(path)] if path.exists() else []
     known = {"digests": [], "result": ""} if former is None else former
     if not set(there) <= set(known["digests"]):
@@ -60,7 +59,7 @@ def write_card(
 
 
 def _digest(path: pathlib.Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return _files.digest(path.read_bytes())
 
 
 def _steps(found: Compression, learning_rate: float) -> list[str]:

@@ -27,7 +27,7 @@ class Data:
         has_labels: whether the training has labels.
 
     Raises:
-        ValueError: for data that do not fit, and for labels that are not finite.
+        ValueError: for data that do not fit, and for labels in arrays, or of the validation, that are not finite.
     """
 
     def __init__(self, data: Any, labels: Any, validation: Any, batch_size: int, seed: int) -> None:

@@ -18,7 +18,7 @@ from keras_kd.surgery._rebuild import Rebuilt
 from keras_kd.surgery._refit import refit
 from keras_kd.surgery.channels import SurgeryReport, report_of
 from keras_kd.surgery.graph import Group, groups_of
-from keras_kd.surgery.reconstruction import Reconstruction, fit_where_it_pays
+from keras_kd.surgery.reconstruction import Reconstruction, check_enough, fit_where_it_pays
 
 CRITERIA = ("redundancy", "magnitude", "taylor", "fisher", "batch_norm")
 Criterion = str | Callable[[Any, Group], Any]
@@ -190,6 +190,8 @@ def prune_channels(
             'Without any: criterion="magnitude".'
         )
     samples = None if data is None else _side_by_side.samples_of(model, data, labels)
+    if reconstruct == "together" and samples is not None:
+        check_enough([x for x, _ in samples])
     orders, curves = _orders(found, groups, criterion, samples, loss, verbose)
     by_worth = criterion in ("redundancy", "taylor", "fisher")
     planner = Planner(found, groups, costs, wanted, (scope, round_to, min_channels, by_worth))

@@ -126,7 +126,7 @@ def reconstruct(
             f'original="{original.name}". Nobody knows this of loaded and cloned models.'
         )
     batches = [x for x, _ in _side_by_side.samples_of(original, data, None)]
-    _check_enough(_count(batches))
+    check_enough(batches)
     new = Rebuilt(_analysis.analyse(model), set()).model
     report = fit_together(new, original, batches, epochs, verbose)
     return (new, report) if return_report else new
@@ -136,7 +136,9 @@ def _count(batches: list[list[Any]]) -> int:
     return sum(len(batch[0]) for batch in batches)
 
 
-def _check_enough(count: int) -> None:
+def check_enough(batches: list[list[Any]]) -> None:
+    """Raises a ValueError for fewer than 64 samples."""
+    count = _count(batches)
     if count < _FEWEST:
         raise ValueError(f"`data` must have at least {_FEWEST} samples that fit into memory. Received: {count}. Better are 1,000.")
 
@@ -163,7 +165,7 @@ def fit_where_it_pays(
         return None
     epochs, count = EPOCHS, _count(batches)
     if how == "together":
-        _check_enough(count)
+        check_enough(batches)
     else:
         epochs = epochs_within_reason(count, _macs_of(model, batches[0])) if count >= _AUTO_SAMPLES else 0
     return fit_together(model, original, batches, epochs, verbose) if epochs else None

@@ -483,18 +483,20 @@ def test_a_schedule_whose_last_update_is_early_is_said():
 
 @pytest.mark.parametrize("length", [14, 97, 395, 1000])
 def test_the_frequency_that_the_warning_names_ends_it(length):
-    def warned(frequency):
+    def warned(frequency, end):
         model = net()
         model.compile("sgd", LOSS)
-        schedule = schedules.PolynomialDecay(0.0, 0.8, 0, length, power=1, frequency=frequency)
+        schedule = schedules.PolynomialDecay(0.0, 0.8, 0, end, power=1, frequency=frequency)
         pruning = callbacks.Pruning(schedule)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             model.fit(X, Y, batch_size=1, epochs=length // len(X) + 1, verbose=0, callbacks=[pruning])
         return [str(one.message) for one in caught if "The pruning schedule updates" in str(one.message)]
 
-    (text,) = warned(length - 1 - length // 3)
-    assert warned(int(re.search(r"frequency=(\d+)", text)[1])) == []
+    (text,) = warned(length - 1 - length // 3, length)
+    frequency, end = map(int, re.search(r"Set frequency=(\d+) and end_step=(\d+)", text).groups())
+    assert length - length // 20 <= end <= length
+    assert warned(frequency, end) == []
 
 
 # What a review found
