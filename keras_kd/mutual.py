@@ -193,6 +193,12 @@ class Cohort(keras.Model):
         outputs = [getattr(student, "outputs", None) or [None] for student in self._ordered()]
         return [] if [None] in outputs else [output[0] for output in outputs]
 
+    @property
+    def inputs(self) -> list[Any]:
+        """The students' symbolic inputs, where all have a graph."""
+        inputs = [getattr(student, "inputs", None) or [None] for student in self._ordered()]
+        return [] if [None] in inputs else [tensor for tensors in inputs for tensor in tensors]
+
     def call(self, inputs: Any, training: Any = None) -> dict[str, Any]:
         """Calls every student."""
         return {student.name: student(inputs, training=training) for student in self._ordered()}

@@ -72,7 +72,7 @@ def test_the_files_as_they_are_can_be_compared(benchmark, repository, tmp_path, 
 
 def test_what_a_revision_cannot_run_is_named(benchmark, repository, tmp_path, capsys):
     code, found = run(benchmark, tmp_path, capsys, "fast", "broken")
-    assert (code, found) == (0, "new revision: ValueError: cannot")
+    assert (code, found) == (2, "new revision: ValueError: cannot")
 
 
 def test_a_revision_that_is_not_there_is_no_slower_one(benchmark, repository, capsys):

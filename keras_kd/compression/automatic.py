@@ -89,7 +89,8 @@ def compress(
     Raises:
         TypeError: if `model` is no Keras model, or an argument of another type.
         ValueError: if nothing fits the budget: the message names the smallest file that was made; for subclassed models, arguments
-            out of range, data that do not fit, labels of arrays or of the validation that are not finite, and a folder of another compression.
+            out of range, data that do not fit, labels of arrays or of the validation that are not finite, and a folder of another
+            compression.
 
     Example:
 
