@@ -34,7 +34,8 @@ def test_the_snippet_runs_as_it_stands(tmp_path, monkeypatch):
 
     names = {"teacher": model(16), "student": model(10), "x": x, "y": y, "x_val": x[:64], "y_val": y[:64]}
     exec(compile(snippet.replace("epochs=20", "epochs=20, verbose=0"), "README.md", "exec"), names)
-    assert np.mean(np.asarray(names["student"].layers[0].kernel) == 0) == 0.8
+    kernels = np.concatenate([np.ravel(layer.kernel) for layer in names["student"].layers])
+    assert np.mean(kernels == 0) == pytest.approx(0.8, abs=1 / kernels.size)  # by one threshold over all layers
     _, floats = _litert.operators((tmp_path / "student.tflite").read_bytes())
     assert floats == ()
 
@@ -108,7 +109,7 @@ def test_the_figures_under_its_picture_are_those_of_the_committed_result():
     found = re.findall(r"([\d.]+) % in (\d+,\d+)", caption)
     assert found == [(f"{100 * accuracy:.1f}", f"{size:,.0f}") for accuracy, size in shown]
     zeros = [f"{100 * rows[name]['accuracy']:.1f}" for name in ("tfmot_pqat", "pqat_two", "pqat_global")]
-    assert f"zeros {zeros[0]} % (here {zeros[1]} %, with a global threshold {zeros[2]} %)" in caption
+    assert f"zeros {zeros[0]} % (here {zeros[1]} %, global {zeros[2]} %)" in caption
     assert f"int8 after training: {100 * rows['ptq']['accuracy']:.1f} %" in caption
     measured = ("weight_bytes", "accuracy", "float_accuracy")
     weights, accuracy, before = (np.mean([run[name] for run in keras_runs]) for name in measured)
