@@ -4,6 +4,7 @@ import json
 import socket
 import sys
 import time
+import warnings
 
 import keras
 import numpy as np
@@ -89,6 +90,49 @@ def test_compress_writes_the_best_file_and_its_report(folder, capsys):
     assert code == 0
     assert json.loads(out) == json.loads((folder / "out" / "report.json").read_text())
     assert (folder / "out" / "model.tflite").stat().st_size == json.loads(out)["best"]["size"] <= 5000
+
+
+def own_loss(y, outputs):
+    """A loss that no other process knows."""
+    return keras.ops.mean(outputs)
+
+
+def test_compress_takes_the_loss_that_the_file_names_and_says_where_it_cannot(folder, capsys, monkeypatch):
+    taken = []
+
+    def compressed(*_, loss, **__):
+        taken.append(loss)
+        return "found"
+
+    monkeypatch.setattr("keras_kd.compression.compress", compressed)
+    model = keras.saving.load_model(folder / "student.keras")
+    words = ("--budget", "5KB", "--out", "x")
+
+    def told(loss, *more, data="data.npz"):
+        model.compile("adam", loss, metrics=[own_loss])  # of which nothing is loaded
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Keras', of code
+            model.save(folder / "compiled.keras")
+        code, _, err = run(folder, capsys, "compress", "compiled.keras", "--data", data, *words, *more)
+        assert code == 0
+        return err
+
+    assert told(keras.losses.SparseCategoricalCrossentropy(from_logits=True)) == ""
+    assert taken[-1].get_config()["from_logits"]
+    assert told({"head": "sparse_categorical_crossentropy"}) == ""
+    assert taken[-1] == {"head": "sparse_categorical_crossentropy"}
+    assert told("mse", data="named.npz") == ""  # no labels
+    assert taken[-1] is None
+    assert "none of Keras. In Python: keras_kd.compress(" in told(own_loss)
+    assert taken[-1] is None
+    assert "Add --unsafe" in told(lambda y, outputs: outputs)
+    assert taken[-1] is None
+    assert told(lambda y, outputs: outputs, "--unsafe") == ""
+    assert taken[-1](None, 7) == 7
+    words = ("compress", "student.keras", "--data", "data.npz", *words)
+    assert "does not say what loss" in run(folder, capsys, *words)[2]
+    code, _, err = run(folder, capsys, *words, "--max-trials", "0")  # nothing is trained
+    assert (code, err) == (0, "")
 
 
 def test_code_in_files_runs_only_where_asked_for(folder, capsys):

@@ -137,6 +137,9 @@ def compress(options: argparse.Namespace) -> None:
 
     model = _files.load_model(options.model, unsafe=options.unsafe)
     x, y = _files.load_data(options.data, model)
+    loss, why = (None, "") if y is None else _files.load_loss(options.model, unsafe=options.unsafe)
+    if why and options.max_trials:
+        print(f"keras-kd compress: labels are for the scores alone: {why}", file=sys.stderr)
     found = compressed(
         model,
         x,
@@ -146,6 +149,7 @@ def compress(options: argparse.Namespace) -> None:
         max_trials=options.max_trials,
         max_minutes=options.max_minutes,
         epochs=options.epochs,
+        loss=loss,
         folder=options.out,
         verbose=0 if options.json else "auto",
     )

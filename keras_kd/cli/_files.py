@@ -1,5 +1,6 @@
 """What is in the files that the command line is given? Models without code of others, arrays, and targets that can be written."""
 
+import json
 import os
 import pathlib
 import zipfile
@@ -40,6 +41,30 @@ def load_model(path: str, *, unsafe: bool) -> Any:
             "@keras.saving.register_keras_serializable and imported: write a few lines of Python in the place of this command."
         ) from error
     return getattr(model, "student", model)
+
+
+def load_loss(path: str, *, unsafe: bool) -> tuple[Any, str]:
+    """The loss that the model of a `.keras` file, or a Distiller, was compiled with; optimizer and metrics stay where they are.
+
+    Args:
+        path: of a file that `load_model` could load.
+        unsafe: whether code in it may run.
+
+    Returns:
+        The loss or None, and why there is none; "" if there is one.
+    """
+    import keras
+
+    with zipfile.ZipFile(path) as file:
+        compiled = json.loads(file.read("config.json")).get("compile_config") or {}
+    if compiled.get("loss") is None:
+        return None, f'"{path}" does not say what loss the model was compiled with.'
+    try:
+        return keras.saving.deserialize_keras_object(compiled["loss"], safe_mode=not unsafe), ""
+    except (AttributeError, ImportError, TypeError, ValueError) as error:
+        if not unsafe and ("unsafe" in str(error) or "safe_mode" in str(error)):
+            return None, f'the loss in "{path}" is Python code. Add --unsafe if you trust who made it.'
+        return None, f'the loss in "{path}" is none of Keras. In Python: keras_kd.compress(..., loss=yours).'
 
 
 def load_data(path: str, model: Any) -> tuple[Any, Any]:

@@ -42,8 +42,13 @@ def _common(parser: argparse.ArgumentParser, *, needs_data: bool, json: bool = T
 
 def at_least_1(text: str) -> int:
     """A whole number of at least 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number, at least 1, not {text}")
+    return at_least_0(text, 1)
+
+
+def at_least_0(text: str, least: int = 0) -> int:
+    """A whole number of at least 0."""
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"must be a whole number, at least {least}, not {text}")
     return int(text)
 
 
@@ -141,17 +146,22 @@ def _compress(commands: Any) -> None:
         "compress",
         _commands.compress,
         "make a model fit into a file of so many bytes, and lose as little as it can",
-        "Cuts, thins, distils and quantises; measures every file on held out data and keeps the best one within the budget.\n"
+        "Cuts, thins, distils and quantises; measures every file on validation data and keeps the best one within the budget.\n"
+        "Labels are learned from, too, where the file says what loss the model was compiled with.\n"
         "Started again with the same --out, it goes on where it was interrupted.",
-        "model.keras --data train.npz --budget 100KB --out small",
+        "model.keras --data train.npz --validation validation.npz --budget 100KB --out small",
     )
     compress.add_argument("model", help="a .keras file")
     compress.add_argument("--budget", required=True, help="bytes: 100000, 100KB, 98KiB, 1.5MB, 20%% (of the float32 file)")
     compress.add_argument(
         "--out", required=True, metavar="FOLDER", help="folder for model.tflite, model.keras, report.json and a card, README.md"
     )
-    compress.add_argument("--validation", metavar="NPZ", help="data that the choice is made by (a tenth of --data)")
-    compress.add_argument("--max-trials", type=at_least_1, default=6, help="trainings (6)")
+    compress.add_argument(
+        "--validation",
+        metavar="NPZ",
+        help="data that the choice is made by, and that the model was not trained on (a tenth of --data, with scores too good)",
+    )
+    compress.add_argument("--max-trials", type=at_least_0, default=6, help="trainings (6); 0 is none")
     compress.add_argument("--max-minutes", type=float, help="no training goes on after so many minutes")
     compress.add_argument("--epochs", type=at_least_1, default=5, help="epochs of each training (5)")
     _common(compress, needs_data=True)

@@ -9,6 +9,11 @@ from keras_kd import _files, report
 from keras_kd.compression.results import Compression
 
 _RUNS = 30  # timed inferences of each file
+_CHOSEN = "The choice among the files was made by the samples that it was measured on, so that its numbers are a little too good."
+_SEEN = (
+    "Measured on samples that the original may have been trained on, as no validation data were given: on others its numbers, and "
+    "those of this file, may be worse."
+)
 
 
 def write_card(
@@ -17,6 +22,8 @@ def write_card(
     learning_rate: float,
     former: Mapping[str, Any] | None,
     keep: Callable[[dict[str, Any]], None],
+    *,
+    is_held_out: bool = False,
 ) -> bool:
     """Writes `README.md` beside the file of a compression, unless it tells the same already.
 
@@ -26,12 +33,13 @@ def write_card(
         learning_rate: of the first training.
         former: what was kept when a card was written before; None if there was none.
         keep: is given what is to be kept, before the card is at its place: so no interruption makes it a stranger's.
+        is_held_out: whether the validation data are a part of what was given for training.
 
     Returns:
         Whether the card is there; False if somebody edited it, and it stays.
     """
     path = found.path.with_name("README.md")
-    told = {name: value for name, value in found.as_dict().items() if name != "path"}
+    told = {name: value for name, value in found.as_dict().items() if name != "path"} | ({"held_out": True} if is_held_out else {})
     result = _files.digest(json.dumps(told, sort_keys=True).encode())
     there = [_digest(path)] if path.exists() else []
     known = {"digests": [], "result": ""} if former is None else former
@@ -48,9 +56,7 @@ def write_card(
         comparison=comparison,
         name="compressed",
         made=_steps(found, learning_rate),
-        limits=[
-            "The choice among the files was made by the samples that it was measured on, so that its numbers are a little too good."
-        ],
+        limits=[_CHOSEN, *[_SEEN] * is_held_out],
         overwrite=True,
     )
     keep({"digests": [*there, _digest(part)], "result": result})

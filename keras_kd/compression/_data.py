@@ -25,6 +25,7 @@ class Data:
         calibration: at most 1,000 inputs, nested as the model takes them.
         validation: inputs and labels or None, as arrays.
         has_labels: whether the training has labels.
+        is_held_out: whether the validation data are a part of the training arrays.
 
     Raises:
         ValueError: for data that do not fit, and for labels in arrays, or of the validation, that are not finite.
@@ -43,6 +44,7 @@ class Data:
         self._arrays = (data, labels) if is_array else None
         self._batches = data
         self._batch_size = batch_size
+        self.is_held_out = validation is None
         if validation is None:
             self.validation = self._split(seed)
         else:
@@ -67,6 +69,27 @@ class Data:
 
         self._arrays = part(x, rest), part(y, rest)
         return part(x, held), part(y, held)
+
+    def share_of_most_frequent(self, output: tuple[int | None, ...]) -> float | None:
+        """Accuracy of always saying the most frequent class of the validation labels.
+
+        Args:
+            output: shape of the first output, for which the labels are class numbers, shares of classes, or 0 and 1.
+
+        Returns:
+            The share; None without labels, for labels of one class alone, and for several answers of yes or no a sample, of which
+            most are no in a good model, too.
+        """
+        if self.validation[1] is None:
+            return None
+        labels = np.asarray(keras.tree.flatten(self.validation[1])[0])
+        width = output[-1] if len(output) > 1 else 1
+        if width != 1 and labels.ndim == len(output) and labels.shape[-1] == width:
+            if not np.allclose(labels.sum(-1), 1, atol=1e-3):
+                return None
+            labels = labels.argmax(-1)
+        counts = np.unique(labels, return_counts=True)[1]
+        return float(counts.max() / counts.sum()) if len(counts) > 1 else None
 
     def fit_arguments(self) -> dict[str, Any]:
         """What `fit` is given."""

@@ -68,16 +68,17 @@ def compress(
             files are measured by.
         budget: bytes of the file: a number, or text such as "100KB" (1000 bytes), "100KiB" (1024), "1.5MB", or "20%" of the model's
             float32 file.
-        validation_data: `(x, y)`, `x` or batches, which the choice is made by: what you report should be measured on others. None
-            holds out a tenth of the arrays.
+        validation_data: `(x, y)`, `x` or batches, which the choice is made by: what you report should be measured on others. Give
+            validation_data that the model was not trained on. None holds out a tenth of the arrays: where the model was trained on
+            these, scores are too good.
         max_trials: at most so many trainings; 0 is none.
         max_minutes: no training goes on after so many minutes, and as soon as there is a file within the budget, no other way of
             cutting is begun. None: no limit.
         epochs: of each training.
         batch_size: where `data` are arrays.
         learning_rate: Adam's, which falls to 0 along a cosine.
-        loss: supervised loss, beside the distillation, where there are labels. None takes that the model was compiled with;
-            without either, only the distillation counts.
+        loss: supervised loss, beside the distillation, where there are labels. None takes that the model, or the Distiller, was
+            compiled with; without either, only the distillation counts.
         folder: where to keep candidates, files and the state; made if it is not there. Its `model.tflite` is the best one so far at
             any time. None: a temporary one, and the file goes with it as soon as nobody holds the result.
         seed: of the split, the order of the data, and what is random in layers; each training sets Keras' global seed by it.
@@ -102,7 +103,7 @@ def compress(
     """
     check_verbose(verbose)
     _check(max_trials, max_minutes, epochs, batch_size, learning_rate, seed)
-    model = _checked(model)
+    given, model = model, _checked(model)
     held = Data(data, labels, validation_data, int(batch_size), int(seed))
     settings = {
         "budget": bytes_of(budget),
@@ -111,7 +112,7 @@ def compress(
         "batch_size": int(batch_size),
         "seed": int(seed),
     }
-    work = _Work(model, held, settings, _loss_of(model, loss, held), folder, verbose)
+    work = _Work(model, held, settings, _loss_of((given, model), loss, held), folder, verbose)
     try:
         deadline = math.inf if max_minutes is None else work.began + 60 * max_minutes
         work.cut(deadline)
@@ -147,7 +148,7 @@ def bytes_of(budget: Any) -> int | str:
     if isinstance(budget, bool) or not isinstance(budget, numbers.Real):
         raise TypeError(f'`budget` must be a number of bytes, or text such as "100KB". Received: budget={budget!r}.')
     if not 1 <= float(budget) < math.inf:
-        raise ValueError(f"`budget` must be at least 1 byte. Received: budget={budget!r}.")
+        raise ValueError(f'`budget` must be at least 1 byte; "20%" is a share. Received: budget={budget!r}.')
     return int(float(budget))
 
 
@@ -171,10 +172,12 @@ def _checked(model: Any) -> Any:
     return model
 
 
-def _loss_of(model: Any, loss: Any, data: Data) -> Any:
+def _loss_of(models: tuple[Any, ...], loss: Any, data: Data) -> Any:
+    """The loss that was given, or the first one that a model was compiled with."""
     if loss is not None and not data.has_labels:
         raise ValueError("`labels` must be given with `loss`. Received: labels=None.")
-    return (loss if loss is not None else getattr(model, "loss", None)) if data.has_labels else None
+    known = [loss, *(getattr(model, "loss", None) for model in models)]
+    return next((one for one in known if one is not None), None) if data.has_labels else None
 
 
 class _Work:
@@ -189,6 +192,12 @@ class _Work:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.state = self._begun()
         self._check_file()
+        count = len(keras.tree.flatten(data.validation[0])[0])
+        if data.is_held_out:
+            self.say(
+                f"no validation data were given: {count:,} samples of the training data are held out; if the model was trained on "
+                "these, scores are too good"
+            )
         if not self.state["original"]:
             file = self.folder / "original.tflite"
             size = export.to_litert(model, file, quantization="float32", verbose=0).size
@@ -198,9 +207,14 @@ class _Work:
         known = self.state["original"]
         share = settings["budget"]
         self.budget = int(float(share[:-1]) / 100 * known["size"]) if isinstance(share, str) else share
-        count = len(keras.tree.flatten(data.validation[0])[0])
         measured = f"{self.state['what']} {known['score']:.4f} on {count:,} validation samples"
         self.say(f"original, float32: {known['size']:,} bytes, {measured}; the budget is {self.budget:,} bytes")
+        share = data.share_of_most_frequent(model.outputs[0].shape) if self.state["what"] == "accuracy" else None
+        if share is not None and known["score"] <= share + 1e-9:
+            self.say(
+                f"warning: no better than the most frequent class ({share:.1%}): was the model trained, with a loss that fits its "
+                "outputs?"
+            )
 
     # What is kept
 
@@ -235,10 +249,12 @@ class _Work:
         found: dict[str, Any] = json.loads(path.read_text())
         different = [name for name in settings if settings[name] != found["settings"].get(name)]
         if different:
+            former = found["settings"]
+            told = [f"{name}={former.get(name)}, now {name}={settings[name]}" for name in different if name != "content"]
+            told += ["another model or other data"] * ("content" in different)
             raise ValueError(
-                f'`folder` must be new, or that of the same compression. Received: "{self.folder}", which was begun with another '
-                f"{' and '.join('model or data' if name == 'content' else name for name in different)}. Take another folder, or "
-                "delete it."
+                f'`folder` must be new, or that of the same compression. Received: "{self.folder}", begun with '
+                f"{'; '.join(told)}. Take another folder, or delete it."
             )
         return found
 
@@ -461,8 +477,8 @@ class _Work:
             weakref.finalize(found, shutil.rmtree, self.folder, ignore_errors=True)
         _files.write_atomically(self.folder / "report.json", found.to_json().encode())
         if self._end is None:
-            rate, written = self.settings["learning_rate"], self.state.get("card")
-            if not write_card(found, self.data.validation, rate, written, self._keep_card):
+            rate, written, held = self.settings["learning_rate"], self.state.get("card"), self.data.is_held_out
+            if not write_card(found, self.data.validation, rate, written, self._keep_card, is_held_out=held):
                 self.say("README.md was edited, and stays as it is; delete it for a new one")
         self.say(f"chosen: {found.best.name}, {found.best.size:,} bytes, {found.what} {found.best.score:.4f}")
         return found

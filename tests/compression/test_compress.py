@@ -13,6 +13,7 @@ import tensorflow as tf
 import keras_kd
 from keras_kd import export, surgery
 from keras_kd.compression import _card, _strategies, automatic
+from keras_kd.compression._data import Data
 from keras_kd.compression.results import Attempt, Compression
 from keras_kd.surgery import _side_by_side
 
@@ -91,6 +92,7 @@ def test_the_card_of_the_folder_says_what_was_done_and_measured_and_an_edited_on
     assert f"{100 * found.best.score:.1f}" == row[2].split(" (")[0]
     assert f"{found.best.size:,}" in row
     assert "On 150 samples." in text
+    assert _card._SEEN not in text
     monkeypatch.setattr(automatic._Work, "_train", lambda *a, **k: pytest.fail("nothing is left to train"))
     card.unlink()
     keras_kd.compress(model, X, Y, max_trials=1, **arguments)
@@ -129,9 +131,9 @@ def test_an_interruption_loses_the_running_trial_alone(done, model, monkeypatch,
     assert len(more.attempts) == len(found.attempts) + 1
     assert more.attempts[-1].name == "channels, 4 bits, trained"  # the next of those that were not trained
     assert more.best.score >= found.best.score
-    with pytest.raises(ValueError, match=r"`folder` must be new.*another budget"):
+    with pytest.raises(ValueError, match=rf"`folder` must be new.*begun with budget={BUDGET}, now budget={BUDGET + 1}\. Take"):
         keras_kd.compress(model, X, Y, **arguments | {"budget": BUDGET + 1})
-    with pytest.raises(ValueError, match=r"another model or data"):
+    with pytest.raises(ValueError, match=r"begun with another model or other data"):
         keras_kd.compress(build(), X, Y, **arguments)
     assert (folder / "compression.json").exists()
 
@@ -162,6 +164,56 @@ def test_without_labels_the_agreement_counts_and_a_held_out_tenth_is_measured(mo
     assert "chosen: int8" in capsys.readouterr().out
 
 
+def test_samples_that_the_model_may_know_are_said_and_a_model_that_knows_nothing_is_warned_of(model, tmp_path, capsys):
+    arguments = {"budget": "9KB", "max_trials": 0, "verbose": 1}
+    keras_kd.compress(model, X, Y, folder=tmp_path, **arguments)
+    told = capsys.readouterr().out
+    assert "no validation data were given: 40 samples" in told
+    assert "most frequent class" not in told
+    assert _card._SEEN in (tmp_path / "README.md").read_text()
+    y = np.where(np.arange(400) % 5, np.argmin(model.predict(X, verbose=0), -1), 0)  # nearly always wrong
+    keras_kd.compress(model, X, Y, validation_data=(X, y), **arguments)
+    told = capsys.readouterr().out
+    assert "no validation data" not in told
+    share = np.bincount(y).max() / 400
+    assert f"warning: no better than the most frequent class ({share:.1%}): was the model trained" in told
+
+
+@pytest.mark.parametrize(
+    ("labels", "output", "share"),
+    [
+        ([0, 1, 1, 2], (None, 3), 0.5),
+        ([[0], [1], [1], [1]], (None, 3), 0.75),
+        (np.eye(3)[[0, 1, 1, 2]], (None, 3), 0.5),
+        ([[0, 1], [1, 1]], (None, 2, 3), 0.75),
+        ([[0], [0], [1.0]], (None, 1), 2 / 3),
+        ([0, 1, 0], (None,), 2 / 3),
+        ([1, 1, 1], (None, 3), None),
+        ([[0, 0, 1], [1, 1, 0]], (None, 3), None),
+        ({"first": [0, 1, 1, 2], "second": [1, 1, 1, 1]}, (None, 3), 0.5),
+        (None, (None, 3), None),
+    ],
+    ids=range(10),
+)
+def test_the_share_of_the_most_frequent_class_is_that_of_a_constant_answer(labels, output, share):
+    if labels is not None:
+        labels = {k: np.asarray(v) for k, v in labels.items()} if isinstance(labels, dict) else np.asarray(labels)
+    data = Data(X, None, X[:4], 8, 0)
+    data.validation = (X[:4], labels)
+    assert data.share_of_most_frequent(output) == (share if share is None else pytest.approx(share))
+
+
+def test_the_loss_of_a_distiller_is_that_of_the_labels(model, monkeypatch):
+    distiller = keras_kd.Distiller(model, build(), keras_kd.losses.KDLoss())
+    distiller.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    taken = []
+    monkeypatch.setattr(automatic, "_Work", lambda *arguments: taken.append(arguments[3]) or None)
+    for one, loss in ((distiller, None), (distiller, "mse"), (build(), None), (model, None)):
+        with pytest.raises((AttributeError, TypeError)):
+            keras_kd.compress(one, X, Y, budget=9000, loss=loss, verbose=0)
+    assert taken == [distiller.loss, "mse", None, model.loss]
+
+
 def test_numbers_are_learned_from_batches_and_time_is_kept():
     model = build(1)
     data = tf.data.Dataset.from_tensor_slices((X, X[:, :1])).batch(50)
@@ -185,6 +237,7 @@ def test_a_budget_that_nothing_meets_is_told_the_smallest_file(model):
         ({"budget": "many"}, "`budget` must be bytes"),
         ({"budget": None}, "`budget` must be a number of bytes"),
         ({"budget": 0}, "`budget` must be at least 1"),
+        ({"budget": "0.2"}, '"20%" is a share'),
         ({"budget": "120%"}, "or a share up to"),
         ({"epochs": 0}, "`epochs` must be a whole number of at least 1"),
         ({"max_trials": -1}, "`max_trials` must be a whole number of at least 0"),
@@ -199,7 +252,7 @@ def test_a_budget_that_nothing_meets_is_told_the_smallest_file(model):
         ({"labels": np.where(Y == 1, np.nan, Y)}, r"`labels` must have finite labels.*for [0-9]+ of 400 samples"),
         ({"validation_data": (X[:9], [0.0] * 8 + [np.inf])}, "`validation_data` must have finite labels.*1 of 9.*sample 8"),
     ],
-    ids=range(16),
+    ids=range(17),
 )
 def test_bad_input_is_refused_by_name(options, told, model):
     with pytest.raises((ValueError, TypeError), match=told):
