@@ -1,5 +1,6 @@
 """Files of integers: what can be quantised becomes integers that give what training saw; a file is as asked for, or not there."""
 
+import dataclasses
 import os
 import warnings
 
@@ -243,11 +244,45 @@ def test_zeros_make_a_float_file_smaller_and_are_counted(tmp_path):
     assert auto.size < 0.6 * dense.size
     assert auto.agreement == 1.0
     assert auto.sparsity == dense.sparsity == logged == pytest.approx(0.9, abs=0.01)
-    assert str(dense).endswith(f"; zeros in kernels: {logged:.1%}")
+    assert str(dense).endswith(f"; zeros in kernels: {logged:.1%}, stored like other weights: they help after gzip only")
+    assert str(auto).endswith(f"; zeros in kernels: {logged:.1%}")
+    assert str(dataclasses.replace(dense, sparsity=0.3)).endswith("; zeros in kernels: 30.0%")
     quantized = callbacks.Quantization(calibration_data=x).quantize(model)
     assert export.to_litert(quantized, tmp_path / "q.tflite", check_data=x).sparsity == logged
     never_pruned = export.to_litert(image_net(layers.Dense(200), shape=(40,)), tmp_path / "f.tflite")
     assert (never_pruned.sparsity, "zeros" in str(never_pruned)) == (0.0, False)
+
+
+def test_integers_without_a_sparse_kernel_are_refused_by_sparse(tmp_path):
+    model = image_net(layers.Dense(64, activation="relu"), shape=(32,))
+    kernel = model.layers[0].kernel
+    kernel.assign(np.where(RNG.random(kernel.shape) < 0.8, 0, kernel))
+    x = RNG.normal(size=(64, 32)).astype("float32")
+    options = {"quantization": "int8", "representative_data": x}
+    with pytest.raises(RuntimeError, match='`sparse` must be "auto" or False.*Received: sparse=True') as caught:
+        export.to_litert(model, tmp_path / "m.tflite", sparse=True, **options)
+    assert "failed to" in str(caught.value.__cause__)
+    assert os.listdir(tmp_path) == []
+    assert not export.to_litert(model, tmp_path / "m.tflite", **options).sparse
+
+
+def test_a_file_that_fails_with_its_zeros_too_is_not_laid_to_sparse(tmp_path, monkeypatch):
+    def fails(*args):
+        raise RuntimeError("no kernel at all")
+
+    monkeypatch.setattr(export.litert, "run_litert", fails)
+    with pytest.raises(RuntimeError, match=r"^no kernel at all"):
+        export.to_litert(image_net(layers.Dense(8), shape=(4,)), tmp_path / "m.tflite", sparse=True)
+
+
+def test_ranges_that_saving_has_lost_are_said(tmp_path):
+    model = image_net(layers.Dense(8), shape=(6,))
+    trained(model, RNG.normal(size=(256, 6)).astype("float32"))
+    model.save(tmp_path / "m.keras")
+    with pytest.raises(ValueError, match=r"`model.save` writes has no ranges.*Save `quantization.quantized_model\(\)` instead"):
+        export.to_litert(keras.models.load_model(tmp_path / "m.keras"), tmp_path / "m.tflite", quantization="int8")
+    with pytest.raises(ValueError, match='callbacks.Quantization. Received: the plain model "[^"]*".$'):
+        export.to_litert(model, tmp_path / "m.tflite", quantization="int4")  # which has its ranges, for 8 bits
 
 
 def test_layers_that_stay_in_float_are_allowed_by_auto_and_refused_by_int8(tmp_path):

@@ -12,6 +12,7 @@ from keras_kd import schedules
 from keras_kd.callbacks import _masks
 from keras_kd.callbacks._kernels import Kernel, choose_kernels, count_zeros
 from keras_kd.callbacks._masking import Group, clear_stale, masking_groups
+from keras_kd.callbacks._planned import Planned, planned_steps
 
 _NEAR = 0.005  # of the last update to the sparsity that a schedule ends at
 
@@ -230,28 +231,22 @@ class Pruning(KeepSparsity):
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Says so if the schedules will not be at their end when `fit` is."""
-        if not self._begun and self.params.get("steps"):
-            self._warn_if_too_short(epoch)
+        if not self._begun and (planned := planned_steps(self, epoch)) is not None:
+            self._warn_if_too_short(planned)
 
-    def _warn_if_too_short(self, epoch: int) -> None:
-        optimizer = self.model.optimizer
-        done = int(keras.ops.convert_to_numpy(optimizer.iterations))
-        accumulated = getattr(getattr(optimizer, "inner_optimizer", optimizer), "gradient_accumulation_steps", None) or 1
-        epochs, steps = self.params["epochs"] - epoch, self.params["steps"]
-        planned = done + epochs * steps // accumulated
-        micro = f" / {accumulated} accumulated" if accumulated > 1 else ""
+    def _warn_if_too_short(self, planned: Planned) -> None:
         found = self.pruning_schedule.values() if isinstance(self.pruning_schedule, dict) else [self.pruning_schedule]
         for schedule in found:
             if not isinstance(schedule, schedules.PolynomialDecay):
                 continue
-            if schedule.end_step <= planned:
-                if done < schedule.end_step:  # past it, all is done at once
+            if schedule.end_step <= planned.end:
+                if planned.done < schedule.end_step:  # past it, all is done at once
                     _warn_of_frequency(schedule)
                 continue
             warnings.warn(
-                f"The pruning schedule ends at optimizer step {schedule.end_step}, and this fit at step {planned} ({done} done + "
-                f"{epochs} epochs of {steps} batches{micro}): the model will not reach a sparsity of {schedule.final_sparsity}. "
-                f"Set end_step={planned} or less, or train longer.",
+                f"The pruning schedule ends at optimizer step {schedule.end_step}, and this fit at step {planned.end} "
+                f"({planned.arithmetic}): the model will not reach a sparsity of {schedule.final_sparsity}. "
+                f"Set end_step={planned.end} or less, or train longer.",
                 stacklevel=2,
             )
 

@@ -14,6 +14,7 @@ from keras_kd import _taps
 from keras_kd._calls import find_leaves
 from keras_kd.callbacks import _calibration, _quantizable
 from keras_kd.callbacks._kernels import Kernel, find_kernels, matcher
+from keras_kd.callbacks._planned import planned_steps
 from keras_kd.callbacks._presence import Last, is_running, leave, running_lists, take_back
 from keras_kd.callbacks.clustering import is_clustered
 from keras_kd.quantized import _kinds
@@ -165,6 +166,19 @@ class Quantization(keras.callbacks.Callback):
         self._phase = _Phase.BEGUN  # the next is found before the first batch, when others have given the weights their values
         if (calls := self._list()) is not None and not any(isinstance(one, Last) for one in calls.callbacks):
             calls.callbacks.append(Last(self.finish, calls.callbacks))
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Says so if `start_step` lies behind the end of this `fit`."""
+        if self._phase is not _Phase.BEGUN or not self.start_step or (planned := planned_steps(self, epoch)) is None:
+            return
+        if self.start_step > planned.last:
+            outcome = "it trains without rounding" if self._has_ranges() else "nothing is quantised"
+            warnings.warn(
+                f"Quantization begins to round at optimizer step {self.start_step}, and this fit ends at step {planned.end} "
+                f"({planned.arithmetic}): {outcome}. Set start_step={(planned.done + planned.end) // 2} or less (half of this "
+                "fit), or train longer.",
+                stacklevel=2,
+            )
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         """Puts rounding into the step when its time has come."""

@@ -33,9 +33,13 @@ def prepared(model: keras.Model, quantization: str, data: Any) -> Prepared:
         if trained is not None and quantization in ("auto", _integers_of(trained)):
             model = trained
         elif quantization != "auto" and data is None and quantization != parts:
+            lost = (
+                " If it was trained so: what `model.save` writes has no ranges, and weights that changed since have others. Save "
+                "`quantization.quantized_model()` instead and export that, or give `representative_data`."
+            )
             raise ValueError(
                 f'quantization="{quantization}" needs `representative_data`, or a model that was trained with '
-                f'callbacks.Quantization. Received: the plain model "{model.name}".'
+                f'callbacks.Quantization. Received: the plain model "{model.name}".{lost if trained is None else ""}'
             )
         elif quantization == "int4" and parts is None:
             model, after_training = _quantized(model, 4, data), True

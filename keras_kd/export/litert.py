@@ -14,7 +14,7 @@ from keras_kd._progress import Progress, Verbose
 from keras_kd.callbacks._kernels import sparsity_of
 from keras_kd.export._arguments import check_choice, check_number, checked_model, in_float32
 from keras_kd.export._integers import has_nibbles, prepared
-from keras_kd.export.results import ExportReport, report_of
+from keras_kd.export.results import MANY, ExportReport, report_of
 from keras_kd.quantized import QuantizedModel
 
 _MODES = ("auto", "float32", "float16", "dynamic", "int8", "int4")
@@ -72,7 +72,8 @@ def to_litert(
             data does not fit the model, or `representative_data` is missing where it is needed.
         OSError: if `path` lies in no folder, or cannot be written; what was there before still is.
         RuntimeError: if TensorFlow's converter refuses the model, the file's outputs are not the model's, or a file of integers
-            has operators that compute on floats although "int8" or "int4" was asked for, or no others; nothing is left at `path`.
+            has operators that compute on floats although "int8" or "int4" was asked for, or no others, or LiteRT cannot run the
+            file that `sparse=True` asks for; nothing is left at `path`.
 
     Example:
 
@@ -196,7 +197,7 @@ def _smallest(model: keras.Model, inputs: Any, configure: Callable[[Any], None],
         )
     if sparse is not True:
         content = _litert.convert(model, inputs, configure)
-        if sparse is False or sparsity_of(model) < 1 / 3 or nibbles:
+        if sparse is False or sparsity_of(model) < MANY or nibbles:
             return content, False
 
     def configure_sparse(converter: Any) -> None:
@@ -204,7 +205,7 @@ def _smallest(model: keras.Model, inputs: Any, configure: Callable[[Any], None],
         converter.optimizations = [*converter.optimizations, tf.lite.Optimize.EXPERIMENTAL_SPARSITY]
 
     if sparse is True:
-        return _litert.convert(model, inputs, configure_sparse), True
+        return _sparse_content(model, inputs, configure, configure_sparse), True
     try:
         smaller = _litert.convert(model, inputs, configure_sparse)
         same = all(
@@ -213,6 +214,27 @@ def _smallest(model: keras.Model, inputs: Any, configure: Callable[[Any], None],
     except (RuntimeError, ValueError):  # LiteRT has sparse kernels for some operators
         return content, False
     return (smaller, True) if same and len(smaller) < len(content) else (content, False)
+
+
+def _sparse_content(
+    model: keras.Model, inputs: Any, configure: Callable[[Any], None], configure_sparse: Callable[[Any], None]
+) -> bytes:
+    """A file without zeros, as it was asked for.
+
+    Raises:
+        RuntimeError: if LiteRT cannot run it, though it can run the one with zeros.
+    """
+    first = keras.tree.map_structure(lambda array: array[:1], inputs)
+    try:
+        content = _litert.convert(model, inputs, configure_sparse)
+        run_litert(content, first)
+    except (RuntimeError, ValueError) as error:
+        run_litert(_litert.convert(model, inputs, configure), first)  # where this fails, too, it is not for the zeros
+        raise RuntimeError(
+            f'`sparse` must be "auto" or False for this file: LiteRT does not have sparse kernels for all operators and types, and '
+            f"cannot run it without its zeros. Received: sparse=True. Nothing was written. It says: {error}"
+        ) from error
+    return content
 
 
 def run_litert(file: str | os.PathLike[str] | bytes, inputs: Any, *, threads: int = 1) -> list[np.ndarray]:

@@ -8,6 +8,8 @@ from typing import Any
 from keras_kd import _files
 from keras_kd._agreement import Agreement
 
+MANY = 1 / 3  # of the kernels' weights: from so many zeros on, a file may be smaller without them
+
 
 @dataclasses.dataclass(frozen=True)
 class ExportReport:
@@ -58,7 +60,10 @@ class ExportReport:
         text += f"; agrees with the model on {shared}, largest difference {self.max_difference:.2g}"
         if self.float_agreement is not None and self.float_difference is not None and self.quantization not in ("float32", "onnx"):
             text += f"; with the plain model, before rounding, on {self.float_agreement:.1%}, {self.float_difference:.2g}"
-        return text + (f"; zeros in kernels: {self.sparsity:.1%}" if self.sparsity >= 0.001 else "")
+        if self.sparsity >= 0.001:
+            text += f"; zeros in kernels: {self.sparsity:.1%}"
+            text += ", stored like other weights: they help after gzip only" if self.sparsity >= MANY and not self.sparse else ""
+        return text
 
 
 def report_of(

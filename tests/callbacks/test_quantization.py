@@ -293,10 +293,82 @@ def test_a_freeze_step_that_is_over_already_measures_ranges_in_one_step_first():
 
 def test_a_fit_that_never_came_to_rounding_is_not_taken_for_one(tmp_path):
     model, quantization = compiled(), callbacks.Quantization(start_step=1000)
-    fit(model, quantization)
+    with pytest.warns(UserWarning, match="begins to round at optimizer step 1000"):
+        fit(model, quantization)
     with pytest.raises(RuntimeError, match="There are no ranges yet"):
         quantization.quantized_model()
     assert keras_kd.export.to_litert(model, tmp_path / "m.tflite").quantization == "float32"
+
+
+def dense(accumulated=None, **options):
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(2)])
+    model.compile(keras.optimizers.SGD(0.01, gradient_accumulation_steps=accumulated), "mse", run_eagerly=True, **options)
+    return model
+
+
+def short_fit(model, quantization, samples=32, **options):
+    """Batches of 4; gives the warnings and whether something was rounded."""
+    x, y = np.ones((samples, 4), "float32"), np.ones((samples, 2), "float32")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model.fit(x, y, **{"batch_size": 4, "verbose": 0, "callbacks": [quantization]} | options)
+    return [str(one.message) for one in caught if "Quantization begins" in str(one.message)], quantization._has_ranges()
+
+
+@pytest.mark.parametrize(
+    ("accumulated", "start", "end", "arithmetic"),
+    [
+        (None, 7, None, ""),
+        (None, 8, 8, "0 done + 1 epochs of 8 batches"),
+        (3, 2, None, ""),  # of the third step there are two batches
+        (3, 3, 2, "0 done + 1 epochs of 8 batches / 3 accumulated"),
+    ],
+)
+def test_a_fit_that_ends_before_rounding_begins_is_said_and_no_other(accumulated, start, end, arithmetic):
+    warned, has_rounded = short_fit(dense(accumulated), callbacks.Quantization(start_step=start))
+    assert has_rounded == (end is None)
+    assert len(warned) == (end is not None)
+    for text in warned:
+        assert f"round at optimizer step {start}, and this fit ends at step {end} ({arithmetic}): nothing is quantised." in text
+        assert f"Set start_step={end // 2} or less" in text
+
+
+def test_steps_that_are_done_count_towards_the_start_of_rounding():
+    model = dense()
+    assert short_fit(model, callbacks.Quantization(start_step=12)) == (
+        [
+            "Quantization begins to round at optimizer step 12, and this fit ends at step 8 (0 done + 1 epochs of 8 batches): "
+            "nothing is quantised. Set start_step=4 or less (half of this fit), or train longer."
+        ],
+        False,
+    )
+    assert short_fit(model, callbacks.Quantization(start_step=12)) == ([], True)
+    again = dense(accumulated=3)
+    again.fit(np.ones((28, 4)), np.ones((28, 2)), batch_size=4, verbose=0)
+    assert short_fit(again, callbacks.Quantization(start_step=4), samples=24) == ([], True)  # 7 + 6 batches: one of the fifth step
+
+
+def test_a_resumed_fit_that_comes_to_rounding_is_not_warned_of(tmp_path):
+    def resume(*others):
+        quantization = callbacks.Quantization(start_step=20)
+        given = [quantization, keras.callbacks.BackupAndRestore(tmp_path / "backup"), *others]
+        return short_fit(dense(), quantization, epochs=4, callbacks=given)
+
+    with pytest.raises(KilledError):
+        resume(KillAtEpoch())
+    assert resume() == ([], True)
+
+
+def test_calibrated_ranges_and_unknown_lengths_are_told_apart():
+    calibrated = callbacks.Quantization(start_step=99, calibration_data=np.ones((4, 4), "float32"))
+    ((text,), has_ranges) = short_fit(dense(), calibrated)
+    assert has_ranges
+    assert "it trains without rounding" in text
+    unknown = tf.data.Dataset.from_tensors((np.ones((4, 4)), np.ones((4, 2)))).filter(lambda x, y: True)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        dense().fit(unknown, verbose=0, callbacks=[callbacks.Quantization(start_step=99)])
+    assert not [one for one in caught if "Quantization" in str(one.message)]
 
 
 def test_a_step_that_somebody_renews_in_the_middle_still_rounds():
