@@ -42,11 +42,15 @@ def _common(parser: argparse.ArgumentParser, *, needs_data: bool, json: bool = T
 
 def at_least_1(text: str) -> int:
     """A whole number of at least 1."""
-    return at_least_0(text, 1)
+    return _whole(text, 1)
 
 
-def at_least_0(text: str, least: int = 0) -> int:
+def at_least_0(text: str) -> int:
     """A whole number of at least 0."""
+    return _whole(text, 0)
+
+
+def _whole(text: str, least: int) -> int:
     if not text.isdecimal() or int(text) < least:
         raise argparse.ArgumentTypeError(f"must be a whole number, at least {least}, not {text}")
     return int(text)
