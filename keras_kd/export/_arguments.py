@@ -10,6 +10,7 @@ from keras_kd.quantized._copying import copy_model
 
 
 def checked_model(model: Any) -> keras.Model:
+    """The model that is exported: of a Distiller, its student. Raises a TypeError or ValueError for what is none, or not built."""
     model = getattr(model, "student", model)
     if not isinstance(model, keras.Model):
         raise TypeError(f"`model` must be a keras.Model. Received: model={model!r} of type {type(model).__name__}.")
@@ -19,11 +20,13 @@ def checked_model(model: Any) -> keras.Model:
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    """Raises a ValueError for a value that is none of the choices."""
     if value not in choices:
         raise ValueError(f"`{name}` must be one of {', '.join(choices)}. Received: {name}={value!r}.")
 
 
 def check_number(name: str, value: Any, highest: float) -> None:
+    """Raises a TypeError for what is no number, a ValueError for one that is not from 0 to `highest`."""
     rule = "a number of 0 or more" if highest == math.inf else f"a number from 0 to {highest:g}"
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"`{name}` must be {rule}. Received: {name}={value!r} of type {type(value).__name__}.")

@@ -26,6 +26,16 @@ class Prepared(NamedTuple):
 
 
 def prepared(model: keras.Model, quantization: str, data: Any) -> Prepared:
+    """Chooses what a file is to be, and quantises the model where that is to be done before the conversion.
+
+    Args:
+        model: a built model, or a `QuantizedModel`.
+        quantization: as in `to_litert`.
+        data: inputs for ranges, or None.
+
+    Raises:
+        ValueError: if the model cannot be what is asked for, or data are needed.
+    """
     parts = _integers_of_parts(model)
     after_training = False
     if quantization in ("auto", "int8", "int4") and not isinstance(model, QuantizedModel):

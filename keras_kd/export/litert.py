@@ -90,21 +90,13 @@ def to_litert(
     given, data = model, None
     if representative_data is not None:
         data = _samples.check_inputs(model, representative_data, "representative_data", finite=True)
-    real = check_data is not None or data is not None
-    name = "`check_data`" if check_data is not None else "`representative_data`" if real else "random inputs"
-    if check_data is not None:
-        inputs = _samples.check_inputs(model, check_data, "check_data")
-    else:
-        inputs = data if real else _samples.random_inputs(model)
+    inputs, name = _compared_on(model, check_data, data)
     with Progress(4, what="steps", title="LiteRT", verbose=verbose) as progress:
         in_float = _agreement.outputs_of(model, inputs, name)  # before all that takes time: it may not take these inputs
         progress.advance()
         model, mode, measured, after_training = prepared(model, quantization, data)
         progress.advance()
-        if io_dtype != "float32" and mode not in ("int8", "int4"):
-            raise ValueError(
-                f'`io_dtype` must be "float32" for a file of floats. Received: io_dtype="{io_dtype}", quantization="{mode}".'
-            )
+        _check_border(io_dtype, mode)
         model = in_float32(model)
         expected = in_float if model is given else _agreement.outputs_of(model, inputs, name)
         configure = _options(mode, measured, io_dtype, _samples.fixed_batch_size(model) or 1)
@@ -117,22 +109,42 @@ def to_litert(
         progress.advance()
     agreement = _agreement.check_close(expected, found, tolerance, name, _litert.output_ranges(content))
     to_float = None if isinstance(given, QuantizedModel) else _agreement.compare(in_float, found)
-    if real and mode in ("int8", "int4"):
+    if (check_data is not None or data is not None) and mode in ("int8", "int4"):
         same = min(agreement.same, to_float.same) if to_float is not None and after_training else agreement.same
         _check_same(same, min_agreement, _samples.count(inputs))
     _files.write_atomically(path, content)
-    opened = open_litert(content)
-    dtypes = [tuple(np.dtype(d["dtype"]).name for d in ds) for ds in (opened.get_input_details(), opened.get_output_details())]
+    taken, given_back = _border_dtypes(content)
     return report_of(
         *(path, content, agreement, to_float, _samples.count(inputs)),
         quantization=mode,
         sparse=is_sparse,
-        input_dtypes=dtypes[0],
-        output_dtypes=dtypes[1],
+        input_dtypes=taken,
+        output_dtypes=given_back,
         operators=operators,
         float_operators=floats,
         sparsity=sparsity_of(given),
     )
+
+
+def _compared_on(model: keras.Model, check_data: Any, data: Any) -> tuple[Any, str]:
+    """The inputs that a file is compared on, and what messages call them."""
+    if check_data is not None:
+        return _samples.check_inputs(model, check_data, "check_data"), "`check_data`"
+    return (_samples.random_inputs(model), "random inputs") if data is None else (data, "`representative_data`")
+
+
+def _border_dtypes(content: bytes) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Types of the inputs and of the outputs."""
+    opened = open_litert(content)
+    inputs, outputs = opened.get_input_details(), opened.get_output_details()
+    return tuple(np.dtype(one["dtype"]).name for one in inputs), tuple(np.dtype(one["dtype"]).name for one in outputs)
+
+
+def _check_border(io_dtype: str, mode: str) -> None:
+    if io_dtype != "float32" and mode not in ("int8", "int4"):
+        raise ValueError(
+            f'`io_dtype` must be "float32" for a file of floats. Received: io_dtype="{io_dtype}", quantization="{mode}".'
+        )
 
 
 def _check_numbers(sparse: Any, tolerance: Any, min_agreement: Any) -> None:

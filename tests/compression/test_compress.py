@@ -12,7 +12,7 @@ import tensorflow as tf
 
 import keras_kd
 from keras_kd import export, surgery
-from keras_kd.compression import _card, _strategies, automatic
+from keras_kd.compression import _card, _settings, _strategies, _work, automatic
 from keras_kd.compression._data import Data
 from keras_kd.compression.results import Attempt, Compression
 from keras_kd.surgery import _side_by_side
@@ -41,7 +41,7 @@ def model():
 
 @pytest.fixture(autouse=True)
 def one_way(monkeypatch):
-    monkeypatch.setattr(automatic, "WAYS", {"channels": automatic.WAYS["channels"]})
+    monkeypatch.setattr(_work, "WAYS", {"channels": _work.WAYS["channels"]})
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def done(model, tmp_path_factory):
     before = [w.copy() for w in model.get_weights()]
     arguments = {"budget": BUDGET, "validation_data": (X[:150], Y[:150]), "epochs": 1, "folder": folder, "verbose": 0}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(automatic, "WAYS", {"channels": automatic.WAYS["channels"]})
+        patch.setattr(_work, "WAYS", {"channels": _work.WAYS["channels"]})
         found = keras_kd.compress(model, X, Y, max_trials=1, **arguments)
     for one, other in zip(model.get_weights(), before, strict=True):
         np.testing.assert_array_equal(one, other)
@@ -93,7 +93,7 @@ def test_the_card_of_the_folder_says_what_was_done_and_measured_and_an_edited_on
     assert f"{found.best.size:,}" in row
     assert "On 150 samples." in text
     assert _card._SEEN not in text
-    monkeypatch.setattr(automatic._Work, "_train", lambda *a, **k: pytest.fail("nothing is left to train"))
+    monkeypatch.setattr(_work.Work, "_train", lambda *a, **k: pytest.fail("nothing is left to train"))
     card.unlink()
     keras_kd.compress(model, X, Y, max_trials=1, **arguments)
     assert "| compressed |" in card.read_text()
@@ -106,7 +106,7 @@ def test_the_card_of_the_folder_says_what_was_done_and_measured_and_an_edited_on
 
 def test_the_same_call_goes_on_where_it_ended(done, model, monkeypatch):
     found, _, arguments = done
-    monkeypatch.setattr(automatic._Work, "_train", lambda *a, **k: pytest.fail("nothing is left to train"))
+    monkeypatch.setattr(_work.Work, "_train", lambda *a, **k: pytest.fail("nothing is left to train"))
     again = keras_kd.compress(model, X, Y, max_trials=1, **arguments)
     assert again.attempts == found.attempts
     assert again.path.read_bytes() == found.path.read_bytes()
@@ -119,7 +119,7 @@ def test_an_interruption_loses_the_running_trial_alone(done, model, monkeypatch,
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(automatic._Work, "_fit", interrupted)
+        patch.setattr(_work.Work, "_fit", interrupted)
         with pytest.raises(KeyboardInterrupt):
             keras_kd.compress(model, X, Y, max_trials=2, **arguments | {"verbose": 1})
     told = capsys.readouterr().out
@@ -139,8 +139,8 @@ def test_an_interruption_loses_the_running_trial_alone(done, model, monkeypatch,
 
 
 def test_a_share_of_the_float_file_is_a_budget_and_time_that_is_over_ends_the_search_for_ways(model, monkeypatch, capsys):
-    ways = dict.fromkeys(("channels", "other"), automatic.WAYS["channels"])
-    monkeypatch.setattr(automatic, "WAYS", ways)
+    ways = dict.fromkeys(("channels", "other"), _work.WAYS["channels"])
+    monkeypatch.setattr(_work, "WAYS", ways)
     arguments = {"validation_data": (X[:150], Y[:150]), "max_trials": 3, "max_minutes": 1e-5}
     found = keras_kd.compress(model, X, Y, budget="35%", **arguments, verbose=1)
     assert found.budget == int(0.35 * found.original_size)
@@ -207,7 +207,7 @@ def test_the_loss_of_a_distiller_is_that_of_the_labels(model, monkeypatch):
     distiller = keras_kd.Distiller(model, build(), keras_kd.losses.KDLoss())
     distiller.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     taken = []
-    monkeypatch.setattr(automatic, "_Work", lambda *arguments: taken.append(arguments[3]) or None)
+    monkeypatch.setattr(automatic, "Work", lambda *arguments: taken.append(arguments[3]) or None)
     for one, loss in ((distiller, None), (distiller, "mse"), (build(), None), (model, None)):
         with pytest.raises((AttributeError, TypeError)):
             keras_kd.compress(one, X, Y, budget=9000, loss=loss, verbose=0)
@@ -274,7 +274,7 @@ def test_bad_input_is_refused_by_name(options, told, model):
     ],
 )
 def test_budgets_may_have_units(given, count):
-    assert automatic.bytes_of(given) == count
+    assert _settings.bytes_of(given) == count
 
 
 class Unregistered(L.Dense):
@@ -300,8 +300,8 @@ def test_numpy_numbers_and_other_spellings_go_on_in_the_folder_and_an_unchanged_
     numbers = {"learning_rate": np.float32(1e-3), "seed": np.int64(3), "batch_size": np.int32(64), "epochs": np.int8(1)}
     found = keras_kd.compress(model, X, Y, budget="99.0%", **arguments, **numbers)
     before = (tmp_path / "README.md").stat().st_mtime_ns
-    written, copy = [], automatic.shutil.copyfile
-    monkeypatch.setattr(automatic.shutil, "copyfile", lambda source, target: written.append(target) or copy(source, target))
+    written, copy = [], _work.shutil.copyfile
+    monkeypatch.setattr(_work.shutil, "copyfile", lambda source, target: written.append(target) or copy(source, target))
     again = keras_kd.compress(model, X, Y, budget="099%", **arguments, **numbers)
     assert again.attempts == found.attempts
     assert (tmp_path / "README.md").stat().st_mtime_ns == before
@@ -311,14 +311,14 @@ def test_numpy_numbers_and_other_spellings_go_on_in_the_folder_and_an_unchanged_
 def test_a_training_that_the_time_ended_tells_the_epochs_it_began_and_a_failed_one_keeps_the_sum(tmp_path, monkeypatch):
     def train(work, *_):
         work._train("whole", again=False, deadline=0.0)
-        monkeypatch.setattr(automatic.Quantization, "quantized_model", failing)
+        monkeypatch.setattr(_work.Quantization, "quantized_model", failing)
         work._train("whole_trained", again=True, deadline=np.inf)
 
     def failing(_):
         raise ValueError("no file of this")
 
-    monkeypatch.setattr(automatic._Work, "train", train)
-    monkeypatch.setattr(automatic._Work, "_measured", lambda _, path: (float("trained" in path.name), "accuracy", "classes"))
+    monkeypatch.setattr(_work.Work, "train", train)
+    monkeypatch.setattr(_work.Work, "_measured", lambda _, path: (float("trained" in path.name), "accuracy", "classes"))
     found = keras_kd.compress(build(), X, Y, budget=9000, validation_data=(X[:50], Y[:50]), epochs=3, folder=tmp_path, verbose=0)
     _, trained, again = found.attempts
     assert (trained.epochs, trained.stopped) == (1, True)
@@ -334,20 +334,20 @@ def test_a_file_that_gives_no_finite_numbers_is_none(monkeypatch):
         task = "numbers"
         rows = ()
 
-    real = automatic.report.compare
+    real = _work.report.compare
 
     def compare(files, *given, **options):
         row = types.SimpleNamespace(accuracy=None, loss=None, agreement=1.0)
         return Broken(this=row) if "whole" in files["this"].name else real(files, *given, **options)
 
-    monkeypatch.setattr(automatic.report, "compare", compare)
+    monkeypatch.setattr(_work.report, "compare", compare)
     with pytest.raises(ValueError, match=r"No file could be made: `model` must give finite numbers.*whole.tflite"):
         keras_kd.compress(build(1), X, X[:, :1], budget=9000, verbose=0)
 
 
 def test_of_equal_scores_the_smaller_file_is_published_and_then_the_earlier(tmp_path, monkeypatch):
-    monkeypatch.setattr(automatic._Work, "_measured", lambda *_: (0.5, "accuracy", "classes"))
-    work = object.__new__(automatic._Work)
+    monkeypatch.setattr(_work.Work, "_measured", lambda *_: (0.5, "accuracy", "classes"))
+    work = object.__new__(_work.Work)
     work.folder, work.budget, work.verbose, work.state = tmp_path, 100, 0, {"attempts": {}, "what": "accuracy"}
     published = []
     for key, size in (("a", 90), ("b", 90), ("c", 80), ("d", 85), ("e", 101)):
