@@ -28,7 +28,16 @@ _STATE = "compression.json"
 
 
 class Work:
-    """One compression: its folder, and what is known so far."""
+    """One compression: its folder, and what is known so far.
+
+    Args:
+        model: what is compressed.
+        data: for training, calibration and choice.
+        settings: numbers that a folder is bound to, by name, the budget among them.
+        loss: supervised loss, or None.
+        folder: where everything is kept, or None for a temporary one.
+        verbose: whether `say` prints.
+    """
 
     def __init__(self, model: Any, data: Data, settings: dict[str, Any], loss: Any, folder: Any, verbose: Any) -> None:
         self.model, self.data, self.settings, self.loss = model, data, settings, loss
@@ -39,7 +48,11 @@ class Work:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.state = self._begun()
         self._check_file()
-        count = len(keras.tree.flatten(data.validation[0])[0])
+        self._measure_original()
+
+    def _measure_original(self) -> None:
+        """Begins with the model itself, says how good it is, and how many bytes the budget is."""
+        data, count = self.data, len(keras.tree.flatten(self.data.validation[0])[0])
         if data.is_held_out:
             self.say(
                 f"no validation data were given: {count:,} samples of the training data are held out; if the model was trained on "
@@ -47,20 +60,20 @@ class Work:
             )
         if not self.state["original"]:
             file = self.folder / "original.tflite"
-            size = export.to_litert(model, file, quantization="float32", verbose=0).size
-            row, self.state["what"], self.state["task"] = self._measured(file)
-            self.state["original"] = {"size": size, "score": row}
+            size = export.to_litert(self.model, file, quantization="float32", verbose=0).size
+            score, self.state["what"], self.state["task"] = self._measured(file)
+            self.state["original"] = {"size": size, "score": score}
             self._keep()
         known = self.state["original"]
-        share = settings["budget"]
-        self.budget = int(float(share[:-1]) / 100 * known["size"]) if isinstance(share, str) else share
+        budget = self.settings["budget"]  # bytes, or a share as "20%"
+        self.budget = int(float(budget[:-1]) / 100 * known["size"]) if isinstance(budget, str) else budget
         measured = f"{self.state['what']} {known['score']:.4f} on {count:,} validation samples"
         self.say(f"original, float32: {known['size']:,} bytes, {measured}; the budget is {self.budget:,} bytes")
-        share = data.share_of_most_frequent(model.outputs[0].shape) if self.state["what"] == "accuracy" else None
-        if share is not None and known["score"] <= share + 1e-9:
+        frequent = data.share_of_most_frequent(self.model.outputs[0].shape) if self.state["what"] == "accuracy" else None
+        if frequent is not None and known["score"] <= frequent + 1e-9:
             self.say(
-                f"warning: no better than the most frequent class ({share:.1%}): was the model trained, with a loss that fits its "
-                "outputs?"
+                f"warning: no better than the most frequent class ({frequent:.1%}): was the model trained, with a loss that fits "
+                "its outputs?"
             )
 
     # What is kept
